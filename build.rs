@@ -1,0 +1,8 @@
+//! Generates the wire messages and the gRPC service from `proto/raft.proto`, without protoc.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto/raft.proto");
+    let descriptors = protox::compile(["proto/raft.proto"], ["proto"])?;
+    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    Ok(())
+}

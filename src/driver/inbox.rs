@@ -1,0 +1,116 @@
+//! The event loop's only door: a vector per class, swapped out whole, woken once (R13).
+//!
+//! Invariants:
+//! - posting never blocks and never awaits;
+//! - completions are never dropped: they free resources;
+//! - messages of peers are bounded by bytes; above the bound they are dropped, raft sends again;
+//! - requests are bounded by the permits that they carry.
+
+use std::mem;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::node::event::Event;
+use crate::types::{Message, RaftId};
+
+/// Bytes of peers' messages that may wait for the loop.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+#[derive(Debug, Default)]
+pub(crate) struct Inbox {
+    classes: Mutex<Classes>,
+    wake: Notify,
+}
+
+/// Everything that was posted since the last turn, by class.
+#[derive(Debug, Default)]
+pub(crate) struct Classes {
+    pub(crate) completions: Vec<Event>,
+    pub(crate) messages: Vec<(RaftId, Message)>,
+    pub(crate) requests: Vec<Event>,
+    message_bytes: usize,
+    closed: bool,
+}
+
+impl Classes {
+    fn is_empty(&self) -> bool {
+        self.completions.is_empty() && self.messages.is_empty() && self.requests.is_empty()
+    }
+}
+
+impl Inbox {
+    /// Posts something that was done.
+    pub(crate) fn complete(&self, event: Event) {
+        self.post(|c| c.completions.push(event));
+    }
+
+    /// Posts messages of an admitted peer; false when the bound dropped them.
+    pub(crate) fn deliver(&self, from: RaftId, messages: Vec<Message>) -> bool {
+        let bytes: usize = messages.iter().map(Message::size).sum();
+        self.post(|c| {
+            let fits = c.messages.is_empty() || c.message_bytes + bytes <= MAX_MESSAGE_BYTES;
+            if fits {
+                c.message_bytes += bytes;
+                c.messages.extend(messages.into_iter().map(|m| (from, m)));
+            }
+            fits
+        })
+    }
+
+    /// Posts a caller's request. After [`Inbox::close`] it is dropped, which answers its caller.
+    pub(crate) fn request(&self, event: Event) {
+        let refused = self.post(|c| {
+            if c.closed {
+                return Some(event);
+            }
+            c.requests.push(event);
+            None
+        });
+        drop(refused);
+    }
+
+    /// Refuses further requests; those that wait are dropped, which answers their callers.
+    pub(crate) fn close(&self) {
+        let dropped = self.post(|c| {
+            c.closed = true;
+            mem::take(&mut c.requests)
+        });
+        drop(dropped);
+    }
+
+    /// Waits until something is there.
+    pub(crate) async fn wait(&self) {
+        loop {
+            let woken = self.wake.notified();
+            if !self.lock().is_empty() {
+                return;
+            }
+            woken.await;
+        }
+    }
+
+    /// Takes everything, leaving the emptied vectors of `into` behind for the next round.
+    pub(crate) fn take(&self, into: &mut Classes) {
+        let mut c = self.lock();
+        mem::swap(&mut c.completions, &mut into.completions);
+        mem::swap(&mut c.messages, &mut into.messages);
+        mem::swap(&mut c.requests, &mut into.requests);
+        c.message_bytes = 0;
+    }
+
+    fn post<R>(&self, put: impl FnOnce(&mut Classes) -> R) -> R {
+        let mut c = self.lock();
+        let was_empty = c.is_empty();
+        let result = put(&mut c);
+        drop(c);
+        if was_empty {
+            self.wake.notify_one();
+        }
+        result
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Classes> {
+        self.classes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

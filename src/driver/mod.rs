@@ -1,0 +1,2 @@
+//! Driver
+pub(crate) mod inbox;

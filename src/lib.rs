@@ -1,0 +1,26 @@
+//! Embeddable Raft: implement a [`Store`], call `lead` or `join`, get a replicated, durable,
+//! linearizable service.
+
+mod config;
+mod error;
+mod logger;
+mod pb;
+mod reply;
+mod status;
+mod store;
+mod types;
+
+pub mod log;
+mod driver;
+mod node;
+pub mod transport;
+pub mod vfs;
+
+pub use config::{Config, Durability};
+pub use error::{Error, Leader, Outcome, Result, StorageError};
+pub use status::{LeaderChange, MemberStatus, Replication, Role, Status};
+pub use store::{Committed, Store};
+pub use types::{
+    ClusterId, ConfState, Entry, EntryKind, HardState, Identity, Incarnation, Index, Member,
+    MemberRole, Membership, Message, NodeId, Position, RaftId, SnapshotMeta, Term,
+};
