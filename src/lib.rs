@@ -10,8 +10,8 @@ mod status;
 mod store;
 mod types;
 
-pub mod log;
 mod driver;
+pub mod log;
 mod node;
 pub mod transport;
 pub mod vfs;

@@ -19,7 +19,7 @@ impl Drain for Quieter {
 
     fn log(&self, record: &Record<'_>, values: &slog::OwnedKVList) -> Result<(), slog::Never> {
         if record.level().is_at_least(Level::Warning) {
-            let _ = slog::Drain::log(&self.0, record, values);
+            let _ = Drain::log(&self.0, record, values);
         }
         Ok(())
     }
