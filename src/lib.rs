@@ -4,7 +4,7 @@
 mod config;
 mod error;
 mod logger;
-mod pb;
+pub mod pb;
 mod reply;
 mod status;
 mod store;
