@@ -1,4 +1,6 @@
 //! Node
+pub(crate) mod conf_change;
+pub(crate) mod context;
 pub(crate) mod effect;
 pub(crate) mod envelope;
 pub(crate) mod event;
