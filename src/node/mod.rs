@@ -4,6 +4,7 @@ pub(crate) mod context;
 pub(crate) mod effect;
 pub(crate) mod envelope;
 pub(crate) mod event;
+pub(crate) mod gate;
 
 use crate::config::Config;
 use crate::error::Result;
