@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use raft_rs::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType, Snapshot};
 use raft_rs::storage::MemStorage;
-use raft_rs::{Config, RawNode, StateRole};
+use raft_rs::{Config, RawNode, StateRole, Storage};
 
 use super::{GateView, Limits};
 use crate::node::conf_change;
@@ -187,6 +187,15 @@ impl Engine {
         e
     }
 
+    /// A candidate whose log is still on its way to the disk.
+    pub(super) fn hasty() -> Self {
+        let mut e = Self::writing();
+        e.node.campaign().unwrap();
+        e.node.step(message(MessageType::MsgRequestPreVoteResponse, 3, 1, 3)).unwrap();
+        assert_eq!(e.node.raft.state, StateRole::Candidate);
+        e
+    }
+
     /// A follower that was sent a snapshot, which is on its way to the disk.
     pub(super) fn installing() -> Self {
         let mut e = Self::follower();
@@ -228,6 +237,17 @@ impl Engine {
             self.node.advance_append_async(ready);
             self.apply(&committed);
         }
+        // MemStorage makes snapshots at the commit of its hard state and with the configuration
+        // that was set last: both must be those of the last applied entry.
+        let compacted = self.storage.first_index().unwrap() - 1;
+        self.storage.wl().mut_hard_state().commit = self.node.raft.raft_log.applied.max(compacted);
+    }
+
+    /// Starts again from the disk.
+    pub(super) fn restart(self) -> Self {
+        let id = self.node.raft.id;
+        let applied = self.storage.rl().hard_state().commit;
+        Self::start(id, self.storage, applied, self.membership)
     }
 
     /// The disk has everything up to the newest ready.
@@ -275,7 +295,8 @@ impl Engine {
     /// must not campaign (H6b), nor may a node that is installing a snapshot (R11).
     pub(super) fn tick(&mut self) {
         let view = self.view(2);
-        let quiet = view.installing || view.persisted < view.last_index;
+        let sole = self.node.raft.prs().is_singleton();
+        let quiet = view.installing || sole && view.persisted < view.last_index;
         if self.node.raft.state == StateRole::Leader || !quiet {
             self.node.tick();
         }

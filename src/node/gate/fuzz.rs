@@ -36,7 +36,8 @@ const TYPES: [T; 19] = [
 ];
 
 fn engine(rng: &mut Rng) -> Engine {
-    match rng.below(8) {
+    match rng.below(9) {
+        8 => Engine::hasty(),
         0 => Engine::joiner(1),
         1 => Engine::founded(1),
         2 => Engine::pre_candidate(),
@@ -151,7 +152,7 @@ fn plausible(rng: &mut Rng, view: &GateView<'_>) -> Message {
 }
 
 fn damage(rng: &mut Rng, m: &mut Message) {
-    match rng.below(18) {
+    match rng.below(19) {
         0 => m.set_msg_type(rng.pick(&TYPES)),
         1 => m.to = number(rng, m.to),
         2 => m.from = rng.below(NEXT_RAFT_ID + 4),
@@ -167,7 +168,7 @@ fn damage(rng: &mut Rng, m: &mut Message) {
         12 => m.priority = rng.pick(&[0, 1, -1, i64::MIN]),
         13 => m.clear_entries(),
         14 => {
-            let (index, term) = (number(rng, m.index + 1), number(rng, m.term));
+            let (index, term) = (number(rng, m.index.saturating_add(1)), number(rng, m.term));
             m.mut_entries().push(entry(index, term, b"d"));
         }
         15 => {
@@ -184,6 +185,13 @@ fn damage(rng: &mut Rng, m: &mut Message) {
             if let Some(e) = m.mut_entries().first_mut() {
                 (e.index, e.term) = (number(rng, e.index), number(rng, e.term));
             }
+        }
+        17 => {
+            // Well-formed, but beyond the end of the log, where raft knows term 0.
+            let gap = 1 + rng.below(9);
+            m.log_term = 0;
+            m.index = m.index.saturating_add(gap);
+            m.mut_entries().iter_mut().for_each(|e| e.index = e.index.saturating_add(gap));
         }
         _ => {
             let meta = m.mut_snapshot().mut_metadata();

@@ -243,6 +243,11 @@ fn rule_4_refuses_what_contradicts_the_log() {
             ),
         ],
     );
+    // An old leader's entries were never committed; raft tells it so.
+    let mut old = message(T::MsgAppend, 3, 1, 1);
+    (old.index, old.log_term) = (2, 1);
+    old.set_entries(vec![entry(3, 1, b"")].into());
+    assert_eq!(admit(&mut old, 3, &Engine::follower().view(3)), Ok(()));
     // A later leader may replace what is not committed.
     let mut later = message(T::MsgAppend, 3, 1, 4);
     (later.index, later.log_term) = (4, 2);
@@ -371,6 +376,11 @@ fn rule_6_refuses_impossible_answers() {
     // What an answer of an earlier term says is not heeded: it was about another log.
     (ack.term, ack.index) = (2, 50);
     assert_eq!(admit(&mut ack, 2, &e.view(2)), Ok(()));
+    // Nor does a node judge by its log who answers another term than the one it leads.
+    for (engine, term) in [(Engine::leader(), 2), (Engine::leader(), 4), (Engine::follower(), 2)] {
+        (beat.term, beat.commit) = (term, 50);
+        assert_eq!(admit(&mut beat, 2, &engine.view(2)), Ok(()));
+    }
 }
 
 #[test]
