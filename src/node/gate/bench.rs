@@ -1,4 +1,5 @@
 //! The bare engine behind the gate, in every role, for the tests.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use bytes::Bytes;
 use raft_rs::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType, Snapshot};

@@ -216,11 +216,9 @@ fn meanwhile(rng: &mut Rng, engine: &mut Engine) {
             engine.sync_once();
         }
         5 => (0..rng.below(12)).for_each(|_| engine.tick()),
-        6 => {
-            if engine.node.raft.state == StateRole::Leader {
-                let _ = engine.node.propose(vec![], b"p".to_vec());
-                engine.node.read_index(bytes(rng).to_vec());
-            }
+        6 if engine.node.raft.state == StateRole::Leader => {
+            let _ = engine.node.propose(vec![], b"p".to_vec());
+            engine.node.read_index(bytes(rng).to_vec());
         }
         _ => {}
     }
