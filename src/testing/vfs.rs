@@ -2,9 +2,12 @@
 //!
 //! [`FaultyVfs`] keeps, beside what a process sees, what a disk would hold: bytes count as durable
 //! after `sync_data` of their file, names after `sync_dir` of their directory. [`FaultyVfs::crash`]
-//! gives the file system that a machine may find after a loss of power; each sector of 512 bytes
-//! that was not synced is kept, lost, zeroed, filled with garbage or torn, and each name that was
-//! not synced is there or not, as a seed decides. Any call can be made to fail.
+//! gives the file system that a machine may find after a loss of power; what was written to each
+//! sector of 512 bytes and not synced is kept, lost, zeroed, garbage or torn, and each name that
+//! was not synced is there or not, as a seed decides. Any call can be made to fail.
+//!
+//! The bytes beside an unsynced write stay as they are, also in the same sector (what SQLite calls
+//! power-safe overwrite): a log that appends within sectors relies on it, as disks promise it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -66,7 +69,8 @@ struct Disk {
 struct Inode {
     seen: Vec<u8>,
     durable: Vec<u8>,
-    dirty: BTreeSet<usize>,
+    /// By sector, the range of its bytes that was written since the last sync.
+    dirty: BTreeMap<usize, (usize, usize)>,
 }
 
 #[derive(Clone, Debug)]
@@ -103,7 +107,11 @@ impl NameChange {
 
 impl Inode {
     fn touch(&mut self, from: usize, to: usize) {
-        self.dirty.extend(from / SECTOR..to.div_ceil(SECTOR));
+        for sector in from / SECTOR..to.div_ceil(SECTOR) {
+            let (start, end) = (from.max(sector * SECTOR), to.min((sector + 1) * SECTOR));
+            let range = self.dirty.entry(sector).or_insert((start, end));
+            *range = (range.0.min(start), range.1.max(end));
+        }
     }
 
     fn sync(&mut self) {
@@ -122,9 +130,8 @@ impl Inode {
         if self.seen.len() != self.durable.len() && rng.one_in(2) {
             out.resize(self.seen.len(), 0);
         }
-        for sector in &self.dirty {
-            let start = sector * SECTOR;
-            let end = (start + SECTOR).min(out.len());
+        for (start, end) in self.dirty.values().copied() {
+            let end = end.min(out.len());
             if start >= end {
                 continue;
             }
@@ -247,7 +254,7 @@ impl FaultyVfs {
         }
         let settle = |inode: &Inode| {
             let bytes = inode.crash(style, &mut rng);
-            Inode { seen: bytes.clone(), durable: bytes, dirty: BTreeSet::new() }
+            Inode { seen: bytes.clone(), durable: bytes, dirty: BTreeMap::new() }
         };
         let after = Disk {
             inodes: disk.inodes.iter().map(settle).collect(),
@@ -274,7 +281,7 @@ impl FaultyVfs {
     /// Replaces the bytes of a file, durably; makes it if need be.
     pub fn set_contents(&self, path: &Path, bytes: Vec<u8>) {
         let mut disk = self.disk();
-        let inode = Inode { seen: bytes.clone(), durable: bytes, dirty: BTreeSet::new() };
+        let inode = Inode { seen: bytes.clone(), durable: bytes, dirty: BTreeMap::new() };
         disk.inodes.push(inode);
         let number = disk.inodes.len() - 1;
         disk.names.insert(path.to_path_buf(), number);
@@ -287,8 +294,8 @@ impl FaultyVfs {
         if verdict.effect == Effect::None {
             return Err(verdict.error.unwrap_or_else(|| os_error(Fault::Io)));
         }
-        let done = effect(&mut disk, &verdict.effect)?;
-        verdict.error.map_or(Ok(done), Err)
+        let done = effect(&mut disk, &verdict.effect);
+        verdict.error.map_or(done, Err)
     }
 }
 

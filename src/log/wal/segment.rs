@@ -24,8 +24,9 @@ pub(super) const SEGMENT_HEADER: usize = 80;
 const MAGIC: &[u8; 8] = b"RAFTLOG\0";
 /// The version of everything the log writes.
 pub(super) const FORMAT_VERSION: u32 = 1;
-/// Files kept for later use; more are removed.
-const MAX_SPARES: usize = 2;
+/// Files kept for later use; more are removed. As many as a compaction frees under the default
+/// sizes, so that a steady load never fills a file.
+const MAX_SPARES: usize = 4;
 const ZEROS: usize = 1 << 20;
 
 /// Where a segment ends for good.
