@@ -13,6 +13,8 @@ mod types;
 mod driver;
 pub mod log;
 mod node;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod transport;
 pub mod vfs;
 
