@@ -203,8 +203,7 @@ async fn a_snapshot_that_cannot_be_read_is_never_whole() {
 
 #[tokio::test]
 async fn a_stalled_snapshot_is_given_up() {
-    let mut options = GrpcOptions::default();
-    options.stall_timeout = SHORT;
+    let options = GrpcOptions { stall_timeout: SHORT, ..GrpcOptions::default() };
     let one = node_with(1, options.clone(), |_| {});
     let mut two = node_with(2, options, |_| {});
     one.knows(1, &[&two]);
