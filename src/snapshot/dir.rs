@@ -118,14 +118,25 @@ impl SnapshotDir {
         })
     }
 
-    /// Opens the snapshot at this index. Its head is checked; its body is as it is read.
+    /// Opens the snapshot at this position. Its head is checked; its body is as it is read.
     ///
     /// # Errors
     /// `Io` (also when there is none), `Corrupt`, `Foreign`.
-    pub(crate) fn open_snapshot(&self, index: Index) -> Result<SnapshotReader, StorageError> {
-        let found = self.positions()?.into_iter().find(|p| p.index == index);
-        // NB: an index has one committed entry, so at most one term; none is there: the open says.
-        self.reader(found.unwrap_or(Position { index, term: 0 }))
+    pub(crate) fn open_snapshot(&self, position: Position) -> Result<SnapshotReader, StorageError> {
+        let path = self.shared.dir.join(file_name(position));
+        let file = self.shared.open(&path, OpenMode::Read, "open")?;
+        let reader = SnapshotReader::new(file, path.clone())?;
+        let found = reader.meta().position;
+        if found != position {
+            return Err(StorageError::Foreign {
+                path,
+                reason: format!(
+                    "it holds the snapshot at index {} of term {}; give it back its own name",
+                    found.index, found.term
+                ),
+            });
+        }
+        Ok(reader)
     }
 
     /// The meta of the snapshot at this position.
@@ -133,7 +144,7 @@ impl SnapshotDir {
     /// # Errors
     /// `Io` (also when there is none), `Corrupt`, `Foreign`.
     pub(crate) fn meta(&self, position: Position) -> Result<SnapshotMeta, StorageError> {
-        Ok(self.reader(position)?.meta().clone())
+        Ok(self.open_snapshot(position)?.meta().clone())
     }
 
     /// Every snapshot, newest first, judged by its head and length; one that is damaged is an
@@ -187,23 +198,6 @@ impl SnapshotDir {
             self.shared.sync_dir()?;
         }
         Ok(removed)
-    }
-
-    fn reader(&self, position: Position) -> Result<SnapshotReader, StorageError> {
-        let path = self.shared.dir.join(file_name(position));
-        let file = self.shared.open(&path, OpenMode::Read, "open")?;
-        let reader = SnapshotReader::new(file, path.clone())?;
-        let found = reader.meta().position;
-        if found != position {
-            return Err(StorageError::Foreign {
-                path,
-                reason: format!(
-                    "it holds the snapshot at index {} of term {}; give it back its own name",
-                    found.index, found.term
-                ),
-            });
-        }
-        Ok(reader)
     }
 
     /// Positions of the files, newest first.

@@ -61,7 +61,7 @@ fn what_is_written_is_read_back_in_chunks_and_whole() {
     let dir = open(&disk);
     assert_eq!(dir.meta(at(9)).unwrap(), meta);
     assert_eq!(dir.latest().unwrap(), Some(meta.clone()));
-    let mut reader = dir.open_snapshot(9).unwrap();
+    let mut reader = dir.open_snapshot(at(9)).unwrap();
     assert_eq!(reader.meta(), &meta);
     reader.verify().unwrap();
     let mut found = Vec::new();
@@ -71,7 +71,7 @@ fn what_is_written_is_read_back_in_chunks_and_whole() {
     }
     assert_eq!(found, body);
     assert_eq!(reader.next_chunk(1).unwrap(), None, "the end stays the end");
-    assert_eq!(dir.open_snapshot(9).unwrap().read_all().unwrap(), body);
+    assert_eq!(dir.open_snapshot(at(9)).unwrap().read_all().unwrap(), body);
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn an_empty_state_is_a_snapshot_too() {
     let dir = open(&disk);
     let meta = write(&dir, 2, b"");
     assert_eq!(meta.size, 0);
-    assert!(dir.open_snapshot(2).unwrap().read_all().unwrap().is_empty());
+    assert!(dir.open_snapshot(at(2)).unwrap().read_all().unwrap().is_empty());
 }
 
 /// The format of release 1: these bytes must be readable for ever.
@@ -110,9 +110,9 @@ fn every_flipped_bit_every_cut_and_every_added_byte_is_detected() {
     write(&dir, 9, b"some state");
     let path = format!("/snap/{NAME_9}");
     let image = disk.bytes(NAME_9);
-    let read = || dir.open_snapshot(9).and_then(|mut r| r.verify());
+    let read = || dir.open_snapshot(at(9)).and_then(|mut r| r.verify());
     read().unwrap();
-    let whole = || dir.open_snapshot(9).and_then(super::SnapshotReader::read_all);
+    let whole = || dir.open_snapshot(at(9)).and_then(super::SnapshotReader::read_all);
     for bit in 0..image.len() * 8 {
         let mut damaged = image.clone();
         damaged[bit / 8] ^= 1 << (bit % 8);
@@ -160,7 +160,7 @@ fn snapshots_are_listed_newest_first_and_damage_is_told() {
         metas.iter().map(|m| m.as_ref().map(|m| m.position.index).map_err(drop)).collect();
     assert_eq!(found, [Err(()), Ok(9), Ok(5), Err(())]);
     assert_eq!(dir.latest().unwrap().map(|m| m.position), Some(at(9)));
-    let error = dir.open_snapshot(20).unwrap_err();
+    let error = dir.open_snapshot(at(20)).unwrap_err();
     assert!(error.to_string().contains("snapshot-00000000000000000020-3.snap"), "{error}");
 }
 
@@ -171,7 +171,10 @@ fn a_file_under_another_ones_name_is_refused() {
     write(&dir, 9, b"state");
     disk.put("/snap/snapshot-00000000000000000010-3.snap", disk.bytes(NAME_9));
     assert!(matches!(dir.meta(at(10)).unwrap_err(), StorageError::Foreign { .. }));
-    assert!(matches!(dir.open_snapshot(11).unwrap_err(), StorageError::Io { .. }), "none there");
+    assert!(
+        matches!(dir.open_snapshot(at(11)).unwrap_err(), StorageError::Io { .. }),
+        "none there"
+    );
 }
 
 #[test]
