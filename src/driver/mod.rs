@@ -5,3 +5,4 @@ pub(crate) mod fatal;
 pub(crate) mod inbox;
 mod patience;
 pub(crate) mod queue;
+pub(crate) mod snapshotter;
