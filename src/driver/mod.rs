@@ -1,6 +1,7 @@
 //! Driver
 pub(crate) mod applier;
 mod batch;
+mod capture;
 pub(crate) mod fatal;
 pub(crate) mod inbox;
 mod patience;
