@@ -7,3 +7,5 @@ pub(crate) mod inbox;
 mod patience;
 pub(crate) mod queue;
 pub(crate) mod snapshotter;
+#[cfg(test)]
+pub(crate) mod wait_for;
