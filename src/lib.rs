@@ -14,6 +14,8 @@ mod driver;
 pub mod log;
 mod node;
 mod snapshot;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod transport;
 pub mod vfs;
 
