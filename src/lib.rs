@@ -13,6 +13,7 @@ mod types;
 mod driver;
 pub mod log;
 mod node;
+mod snapshot;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transport;
