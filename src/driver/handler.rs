@@ -9,25 +9,23 @@
 //!   circle of nodes that each believe another one leads cannot form.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use slog::{info, warn};
 
-use super::shared::{Shared, View};
+use super::shared::{SMALL, Shared, View};
 use super::wire::{self, respond};
 use crate::error::{Error, Result};
 use crate::node::event::{Applied, Change, Changed, Event, Proposal};
 use crate::pb;
 use crate::pb::request::Kind;
 use crate::pb::response::Kind as Answer;
-use crate::reply::{Reply, Waiter, reply};
+use crate::reply::{Reply, Waiter};
 use crate::transport::{Handler, PROTOCOL, Refusal, SnapshotStream};
 use crate::types::{ClusterId, Incarnation, Message, RaftId};
 
-/// Bytes that a request without a payload counts for.
-const SMALL: u64 = 256;
 /// The longest address that a member may have.
 const MAX_ADDR: usize = 1 << 10;
 
@@ -46,15 +44,22 @@ pub(crate) trait Receive: Send + Sync + 'static {
 /// See the module.
 pub(crate) struct PeerHandler {
     shared: Arc<Shared>,
-    snapshots: Arc<dyn Receive>,
+    /// None until there is a directory to put them in.
+    snapshots: OnceLock<Arc<dyn Receive>>,
     /// The highest boot counter heard of each raft id: an older copy of a directory has a lower
     /// one.
     boots: Mutex<BTreeMap<RaftId, u64>>,
 }
 
 impl PeerHandler {
-    pub(crate) fn new(shared: Arc<Shared>, snapshots: Arc<dyn Receive>) -> Self {
-        Self { shared, snapshots, boots: Mutex::default() }
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, snapshots: OnceLock::new(), boots: Mutex::default() }
+    }
+
+    /// Takes snapshots from now on.
+    pub(crate) fn take_snapshots(&self, snapshots: Arc<dyn Receive>) {
+        // NB: it is set once, by the only start that a node has.
+        let _ = self.snapshots.set(snapshots);
     }
 
     fn check_boot(&self, from: RaftId, boot: u64) -> std::result::Result<(), Refusal> {
@@ -88,15 +93,7 @@ impl PeerHandler {
 
     /// Posts a request of a peer and waits for its answer.
     async fn ask<T>(&self, event: impl FnOnce(Reply<T>) -> Event) -> Result<T> {
-        let waiter = self.post(SMALL, event)?;
-        waiter.wait(self.shared.config.request_timeout).await
-    }
-
-    fn post<T>(&self, bytes: u64, event: impl FnOnce(Reply<T>) -> Event) -> Result<Waiter<T>> {
-        let permit = self.shared.admission.admit(bytes)?;
-        let (reply, waiter) = reply(Some(permit));
-        self.shared.inbox.request(event(reply));
-        Ok(waiter)
+        self.shared.ask(SMALL, self.shared.config.request_timeout, event).await
     }
 
     async fn join(&self, join: pb::Join) -> Result<Answer> {
@@ -139,7 +136,7 @@ impl PeerHandler {
         if size > limit {
             return Err(Error::TooLarge { size, limit });
         }
-        self.post(size, |reply| Event::Propose(Proposal { data, reply }))
+        self.shared.post(size, |reply| Event::Propose(Proposal { data, reply }))
     }
 
     async fn change(&self, change: pb::Change) -> Result<Answer> {
@@ -224,7 +221,10 @@ impl Handler for PeerHandler {
         message: Message,
         body: SnapshotStream,
     ) -> std::result::Result<(), Refusal> {
-        self.snapshots.receive(from, message, body).await
+        match self.snapshots.get() {
+            Some(snapshots) => snapshots.receive(from, message, body).await,
+            None => Err(Refusal::Busy("this node has not started yet".to_owned())),
+        }
     }
 
     async fn call(&self, request: pb::Request) -> pb::Response {

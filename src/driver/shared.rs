@@ -6,21 +6,27 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use slog::Logger;
 use tokio::sync::watch;
 
+use super::caller::Caller;
 use super::fatal::FatalSink;
 use super::inbox::{Inbox, Stop};
 use crate::config::Config;
 use crate::error::{Leader, Result};
-use crate::reply::Admission;
+use crate::node::event::Event;
+use crate::reply::{Admission, Reply, Waiter, reply};
 use crate::status::{Role, Status};
 use crate::transport::{Peer, Peers};
 use crate::types::{ClusterId, Identity, Membership, RaftId};
 
 /// `Store::check` of the user's Store.
 pub(crate) type Check = fn(&[u8]) -> Result<()>;
+
+/// Bytes that a request without a payload counts for.
+pub(crate) const SMALL: u64 = 256;
 
 /// How far a node has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,6 +85,7 @@ pub(crate) struct Shared {
     phase: watch::Sender<Phase>,
     view: RwLock<Arc<View>>,
     leaving: AtomicBool,
+    caller: RwLock<Option<Caller>>,
 }
 
 impl Shared {
@@ -95,6 +102,7 @@ impl Shared {
             phase: watch::Sender::new(Phase::Idle),
             view: RwLock::default(),
             leaving: AtomicBool::new(false),
+            caller: RwLock::default(),
         }
     }
 
@@ -145,6 +153,43 @@ impl Shared {
 
     pub(crate) fn set_leaving(&self, leaving: bool) {
         self.leaving.store(leaving, Ordering::Release);
+    }
+
+    /// The way to other nodes; None while this one does not serve.
+    pub(crate) fn caller(&self) -> Option<Caller> {
+        self.caller.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_caller(&self, caller: Option<Caller>) {
+        *self.caller.write().unwrap_or_else(PoisonError::into_inner) = caller;
+    }
+
+    /// Posts a request that counts for so many bytes.
+    ///
+    /// # Errors
+    /// `Overloaded` at the bounds.
+    pub(crate) fn post<T>(
+        &self,
+        bytes: u64,
+        event: impl FnOnce(Reply<T>) -> Event,
+    ) -> Result<Waiter<T>> {
+        let permit = self.admission.admit(bytes)?;
+        let (reply, waiter) = reply(Some(permit));
+        self.inbox.request(event(reply));
+        Ok(waiter)
+    }
+
+    /// Posts a request and waits for its answer.
+    ///
+    /// # Errors
+    /// Those of the answer, `Overloaded` at the bounds.
+    pub(crate) async fn ask<T>(
+        &self,
+        bytes: u64,
+        timeout: Duration,
+        event: impl FnOnce(Reply<T>) -> Event,
+    ) -> Result<T> {
+        self.post(bytes, event)?.wait(timeout).await
     }
 
     /// Ends the loop now and refuses everything; callers that wait are answered.
