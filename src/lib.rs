@@ -12,13 +12,17 @@ mod types;
 
 mod driver;
 pub mod log;
+mod mailbox;
 mod node;
+mod raft;
 mod snapshot;
 pub mod transport;
 pub mod vfs;
 
 pub use config::{Config, Durability};
 pub use error::{Error, Leader, Outcome, Result, StorageError};
+pub use mailbox::{Answer, Consistency, Mailbox};
+pub use raft::Raft;
 pub use status::{LeaderChange, MemberStatus, Replication, Role, Status};
 pub use store::{Committed, Store};
 pub use types::{

@@ -129,12 +129,7 @@ pub(crate) async fn join(
     }
 }
 
-async fn attempt(
-    shared: &Shared,
-    caller: &Caller,
-    target: &str,
-    request: Kind,
-) -> Result<Attempt> {
+async fn attempt(shared: &Shared, caller: &Caller, target: &str, request: Kind) -> Result<Attempt> {
     let timeout = shared.config.request_timeout;
     match caller.call(target, None, request, timeout).await {
         Ok(Some(Answer::Joined(joined))) => read(joined).map(Attempt::Joined),
