@@ -19,6 +19,7 @@ mod snapshot;
 pub mod transport;
 pub mod vfs;
 
+pub use async_trait::async_trait;
 pub use config::{Config, Durability};
 pub use error::{Error, Leader, Outcome, Result, StorageError};
 pub use mailbox::{Answer, Consistency, Mailbox};
