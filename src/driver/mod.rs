@@ -17,6 +17,7 @@ pub(crate) mod applier;
 mod batch;
 pub(crate) mod boot;
 pub(crate) mod caller;
+mod capture;
 mod event_loop;
 pub(crate) mod fatal;
 mod forwarder;
