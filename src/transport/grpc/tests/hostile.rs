@@ -121,8 +121,7 @@ async fn garbage_in_place_of_a_message_is_malformed() {
 
 #[tokio::test]
 async fn a_message_over_the_receivers_limit_ends_the_stream() {
-    let mut options = GrpcOptions::default();
-    options.message_size = 10_000;
+    let options = GrpcOptions { message_size: 10_000, ..GrpcOptions::default() };
     let mut two = node_with(2, options, |_| {});
     let batch = pb::Batch {
         hello: Some(hello(&two)),
@@ -192,8 +191,8 @@ async fn liars_are_cut_off_and_nothing_of_theirs_is_delivered() {
 
 #[tokio::test]
 async fn a_stream_without_a_hello_is_closed() {
-    let mut options = GrpcOptions::default();
-    options.handshake_timeout = Duration::from_millis(100);
+    let options =
+        GrpcOptions { handshake_timeout: Duration::from_millis(100), ..GrpcOptions::default() };
     let two = node_with(2, options, |_| {});
     let status = exchange(&two, Vec::new()).await;
     // The stream's own timeout, or that of its connection.
@@ -206,9 +205,11 @@ async fn a_stream_without_a_hello_is_closed() {
 
 #[tokio::test]
 async fn a_flood_of_half_open_connections_is_bounded_and_ends() {
-    let mut options = GrpcOptions::default();
-    options.max_connections = 4;
-    options.handshake_timeout = Duration::from_millis(100);
+    let options = GrpcOptions {
+        max_connections: 4,
+        handshake_timeout: Duration::from_millis(100),
+        ..GrpcOptions::default()
+    };
     let mut two = node_with(2, options, |_| {});
     let mut strangers = Vec::new();
     for i in 0..20 {
@@ -228,9 +229,11 @@ async fn a_flood_of_half_open_connections_is_bounded_and_ends() {
 
 #[tokio::test]
 async fn a_used_connection_outlives_the_handshake_timeout() {
-    let mut options = GrpcOptions::default();
-    options.handshake_timeout = Duration::from_millis(50);
-    options.idle_timeout = Duration::from_millis(50);
+    let options = GrpcOptions {
+        handshake_timeout: Duration::from_millis(50),
+        idle_timeout: Duration::from_millis(50),
+        ..GrpcOptions::default()
+    };
     let mut two = node_with(2, options, |_| {});
     let one = node(1);
     one.knows(1, &[&two]);
