@@ -29,6 +29,7 @@ pub(crate) mod leave;
 mod log_writer;
 mod patience;
 pub(crate) mod queue;
+<<<<<<< HEAD
 pub(crate) mod shared;
 mod snapshotter;
 mod wire;
@@ -229,3 +230,8 @@ async fn settle<S>(
         warn!(shared.logger, "the store hangs and is left behind");
     }
 }
+=======
+pub(crate) mod snapshotter;
+#[cfg(test)]
+pub(crate) mod wait_for;
+>>>>>>> apply
