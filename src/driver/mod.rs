@@ -29,9 +29,10 @@ pub(crate) mod leave;
 mod log_writer;
 mod patience;
 pub(crate) mod queue;
-<<<<<<< HEAD
 pub(crate) mod shared;
 mod snapshotter;
+#[cfg(test)]
+pub(crate) mod wait_for;
 mod wire;
 
 use std::pin::pin;
@@ -230,8 +231,3 @@ async fn settle<S>(
         warn!(shared.logger, "the store hangs and is left behind");
     }
 }
-=======
-pub(crate) mod snapshotter;
-#[cfg(test)]
-pub(crate) mod wait_for;
->>>>>>> apply
