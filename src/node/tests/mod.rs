@@ -4,6 +4,7 @@ mod cluster;
 mod disk;
 mod script;
 mod text;
+mod walk;
 
 macro_rules! scripts {
     ($($name:ident)*) => {
