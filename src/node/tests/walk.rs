@@ -258,8 +258,13 @@ impl Walk {
         let leader = self.ready_leader().expect("just found");
         self.c.propose(leader, "fresh");
         self.c.drive(leader);
-        self.c.tick_all(200);
-        self.settle_calls();
+        for _ in 0..200 {
+            self.c.tick_all(1);
+            self.settle_calls();
+            if self.at_rest() {
+                break;
+            }
+        }
         assert!(self.c.acknowledged.iter().any(|c| c == "fresh"), "no write: {}", self.picture());
         self.agree();
     }
@@ -268,6 +273,16 @@ impl Walk {
         let id = self.c.leader()?;
         let node = self.c.machines[&id].node.as_ref()?;
         node.raw.raft.commit_to_current_term().then_some(id)
+    }
+
+    /// Every member has applied the whole log of the leader, the fresh write included.
+    fn at_rest(&self) -> bool {
+        let leader = self.c.leader().and_then(|id| self.c.machines[&id].node.as_ref());
+        let Some(leader) = leader else { return false };
+        let members = leader.membership.iter().flat_map(|m| &m.members);
+        let mut stores = members.filter_map(|m| Some(&self.c.machines.get(&m.node_id)?.store));
+        let written = self.c.acknowledged.iter().any(|c| c == "fresh");
+        written && self.c.calls.is_empty() && stores.all(|s| s.applied == leader.last_index())
     }
 
     fn agree(&mut self) {
