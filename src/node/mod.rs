@@ -25,6 +25,9 @@ mod ready;
 mod report;
 mod snapshots;
 mod start;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+mod tests;
 
 use raft_rs::RawNode;
 
