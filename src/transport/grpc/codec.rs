@@ -230,7 +230,7 @@ mod tests {
     fn torn_and_grouped_bytes_are_refused() {
         let whole = pb::Batch {
             hello: Some(pb::Hello { from: 1 << 40, ..pb::Hello::default() }),
-            messages: Vec::new(),
+            ..pb::Batch::default()
         }
         .encode_to_vec();
         check(&whole, &BATCH).unwrap();

@@ -100,6 +100,8 @@ pub struct GrpcOptions {
     pub backoff_min: Duration,
     /// The longest; up to as much again is added at random. Default 500 ms.
     pub backoff_max: Duration,
+    /// Where outages, refusals and their ends are logged. Default: nowhere.
+    pub logger: slog::Logger,
 }
 
 impl Default for GrpcOptions {
@@ -129,6 +131,7 @@ impl From<&Config> for GrpcOptions {
             keepalive_timeout: Duration::from_secs(4),
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_millis(500),
+            logger: slog::Logger::root(slog::Discard, slog::o!()),
         }
     }
 }
@@ -302,8 +305,9 @@ impl Transport for GrpcTransport {
         let links = self.links();
         for message in messages {
             let to = message.to();
-            let told = links.by_raft.get(&to).is_some_and(|link| link.send(message));
-            if !told && !lost.contains(&to) {
+            // NB: a snapshot without its body would be lost on the way; see `send_snapshot`.
+            let link = links.by_raft.get(&to).filter(|_| message.snapshot.is_none());
+            if !link.is_some_and(|link| link.send(message)) && !lost.contains(&to) {
                 lost.push(to);
             }
         }
