@@ -326,11 +326,14 @@ async fn freezer(to: String) -> (String, tokio::sync::watch::Sender<bool>) {
     tokio::spawn(async move {
         while let Ok((mut near, _)) = listener.accept().await {
             let (to, mut frozen) = (to.clone(), frozen.clone());
+            let frozen = async move {
+                let _ = frozen.wait_for(|frozen| *frozen).await;
+            };
             tokio::spawn(async move {
                 let mut far = tokio::net::TcpStream::connect(to).await.unwrap();
                 tokio::select! {
                     _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                    _ = frozen.wait_for(|frozen| *frozen) => std::future::pending().await,
+                    () = frozen => std::future::pending().await,
                 }
             });
         }
@@ -341,13 +344,8 @@ async fn freezer(to: String) -> (String, tokio::sync::watch::Sender<bool>) {
 #[tokio::test]
 async fn a_peer_that_falls_silent_is_noticed_and_found_again() {
     let (keepalive_interval, keepalive_timeout) =
-        (Duration::from_millis(100), Duration::from_millis(200));
-    let options = GrpcOptions {
-        keepalive_interval,
-        keepalive_timeout,
-        handshake_timeout: Duration::from_millis(300),
-        ..GrpcOptions::default()
-    };
+        (Duration::from_millis(300), Duration::from_millis(700));
+    let options = GrpcOptions { keepalive_interval, keepalive_timeout, ..GrpcOptions::default() };
     let mut one = node_with(1, options, |_| {});
     let mut two = node(2);
     let (addr, freeze) = freezer(two.addr.clone()).await;
