@@ -290,7 +290,8 @@ impl Transport for GrpcTransport {
         let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
         match listener {
             Some(listener) => self.serve(listener),
-            None => Ok(()),
+            None if self.local_addr.is_none() => Ok(()),
+            None => Err(std::io::Error::other("this transport has been started before")),
         }
     }
 

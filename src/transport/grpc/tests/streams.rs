@@ -316,6 +316,7 @@ async fn close_ends_everything_and_frees_the_port() {
     node_at(&two.addr, 2, options, |_| {}).transport.close().await;
     one.transport.close().await;
     one.transport.close().await;
+    assert!(one.transport.start(recorder(1).0.arc()).is_err(), "it has no listener any more");
 }
 
 /// Forwards connections to `to` until it is frozen: then they stay open and carry nothing.
