@@ -221,7 +221,8 @@ mod tests {
             let membership = Some(pb::Membership { conf_state, ..pb::Membership::default() });
             let snapshot = Some(pb::SnapshotHeader { membership, ..Default::default() });
             let entry = pb::Entry { index, data: data.into(), ..pb::Entry::default() };
-            let message = pb::Message { from, entries: vec![entry], snapshot, ..Default::default() };
+            let entries = vec![entry];
+            let message = pb::Message { from, entries, snapshot, ..Default::default() };
             let batch = pb::Batch { messages: vec![message], ..pb::Batch::default() };
             prop_assert_eq!(check(&batch.encode_to_vec(), &BATCH), Ok(()));
         }

@@ -1,7 +1,7 @@
 //! The transport over gRPC: HTTP/2 streams on TCP, by tonic.
 //!
 //! ```text
-//! send -> Link (peer) -> Lane (bulk | fast) -> Outbox -> Exchange stream ==> RaftService -> Handler
+//! send -> Link (peer) -> Lane (bulk, fast) -> Outbox -> Exchange ==> RaftService -> Handler
 //! ```
 //!
 //! It moves messages and never looks into them. Invariants:
