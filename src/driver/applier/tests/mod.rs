@@ -86,7 +86,7 @@ impl Store for Scripted {
         self.running.fetch_add(1, Ordering::SeqCst);
         let _running = Running(self.running.clone());
         match query {
-            b"meet" => drop(self.barrier.wait().await),
+            b"meet" => _ = self.barrier.wait().await,
             b"hang" => std::future::pending().await,
             b"panic" => panic!("bad query"),
             b"late panic" => {
