@@ -33,6 +33,41 @@ macro_rules! scripts {
 
 scripts! {
     basics
+    crash_between_commit_and_apply
+    forwarding
+    h10_lost_log
+    h13_snapshot_without_the_receiver
+    h15_at_most_one_tick
+    h1_removed_leader
+    h2_removed_leader_reads
+    h3_read_context
+    h4_reads_wait
+    h5_last_voter
+    h5_one_change_at_a_time
+    h6_new_term_is_durable_first
+    h6b_sole_voter_and_its_tail
+    h7_lost_snapshot
+    h8_restart
+    h9_hostile_messages
+    r10_compaction
+    r11_snapshot_install
+    r12_stalled_disk
+    r14_dropped
+    r14_figure_8
+    r14_snapshot_over_it
+    r15_reads
+    r17_leader_leaves
+    r17_membership
+    r17_snapshot_while_membership_changes
+    r19_hung_store
+    r19_uncommitted_tail
+    r2_acks_wait_for_the_disk
+    r3_answer_after_apply
+    r4_commit_alone_is_no_write
+    r7_conf_entries_are_not_applied_twice
+    r7_membership_record_first
+    stopping
+    transfer
 }
 
 fn check(name: &str) {

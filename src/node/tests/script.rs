@@ -95,7 +95,9 @@ impl Script {
                 self.durable = words.contains(&"durable");
                 self.cluster.found(number(&words, 1), self.durable);
             }
-            "campaign" | "age" | "tick" | "crash" | "restart" | "stop" => self.clock(&words),
+            "campaign" | "age" | "tick" | "crash" | "restart" | "restart-held" | "lose-log" | "stop" => {
+                self.clock(&words);
+            }
             "propose" | "read" | "join" | "remove" | "update" | "transfer" | "give-up" => {
                 self.request(command, &words);
             }
@@ -152,8 +154,13 @@ impl Script {
                 }
             }
             "crash" => ids.into_iter().for_each(|id| self.cluster.crash(id)),
-            "restart" => {
+            "lose-log" => {
+                let keep = |e: &crate::types::Entry| e.index < ids[1];
+                self.cluster.at(ids[0]).disk.entries.retain(keep);
+            }
+            "restart" | "restart-held" => {
                 for id in ids {
+                    self.cluster.at(id).disk_held = words[0] == "restart-held";
                     if let Err(error) = self.cluster.start(id) {
                         self.line(format_args!("node {id} refuses to start: {error}"));
                     }
