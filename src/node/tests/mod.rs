@@ -128,6 +128,7 @@ fn h6_a_batch_of_our_own_may_carry_the_new_term() {
     let term = c.node(1).raw.raft.term;
     c.node(1).raw.raft.become_follower(term, 0);
     c.drive(1);
+    c.net.clear();
     // It is elected, alone, and the snapshot is ready before anybody asks what is to be done.
     c.at(1).disk_held = true;
     let _ = c.node(1).raw.campaign();
