@@ -1,0 +1,9 @@
+//! The whole node, through its public interface.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod basics;
+mod ends;
+mod grpc;
+mod membership;
+mod restart;
+mod support;
