@@ -6,7 +6,6 @@
 
 use std::fmt::Write as _;
 
-
 use super::cluster::{Answer, Cluster, Packet, addr, incarnation};
 use super::text;
 use crate::node::event::{Change, Event, Freshness};
@@ -95,10 +94,12 @@ impl Script {
                 self.durable = words.contains(&"durable");
                 self.cluster.found(number(&words, 1), self.durable);
             }
-            "campaign" | "age" | "tick" | "run" | "crash" | "restart" | "restart-held" | "lose-log" | "stop" => {
+            "campaign" | "age" | "tick" | "run" | "crash" | "restart" | "restart-held"
+            | "lose-log" | "stop" => {
                 self.clock(&words);
             }
-            "propose" | "queue" | "read" | "join" | "remove" | "update" | "transfer" | "give-up" => {
+            "propose" | "queue" | "read" | "join" | "remove" | "update" | "transfer"
+            | "give-up" => {
                 self.request(command, &words);
             }
             "hold-disk" | "release-disk" | "sync" | "hold-store" | "release-store" | "apply" => {
@@ -277,7 +278,8 @@ impl Script {
             },
             "dup" => {
                 let which = Which::parse(&words[1..]);
-                let copies: Vec<Packet> = c.net.iter().filter(|p| which.fits(p)).filter_map(text::copy).collect();
+                let copies: Vec<Packet> =
+                    c.net.iter().filter(|p| which.fits(p)).filter_map(text::copy).collect();
                 c.net.extend(copies);
             }
             _ => self.hand_over(words),
@@ -329,8 +331,13 @@ impl Script {
                 "status" => text::status(id, m),
                 "log" => text::log(id, m),
                 "disk" => text::disk(id, m),
-                "store" => format!("store {id}: applied {}: {}", m.store.applied, m.store.state.join(" ")),
-                "health" => format!("node {id}: {}", m.node.as_ref().map_or("down".into(), |n| n.status().health)),
+                "store" => {
+                    format!("store {id}: applied {}: {}", m.store.applied, m.store.state.join(" "))
+                }
+                "health" => format!(
+                    "node {id}: {}",
+                    m.node.as_ref().map_or("down".into(), |n| n.status().health)
+                ),
                 _ => text::members(id, m),
             };
             self.line(line);
@@ -388,4 +395,3 @@ impl Script {
         }
     }
 }
-

@@ -85,7 +85,11 @@ impl Walk {
             }
             let Some(packet) = self.c.net.remove(i) else { return };
             let (from, to) = (packet.from, packet.to);
-            if lost { self.c.lose(packet) } else { self.c.deliver(packet) }
+            if lost {
+                self.c.lose(packet)
+            } else {
+                self.c.deliver(packet)
+            }
             // Sometimes several events come before the node is asked what it wants.
             if !late {
                 self.c.drive(to);
@@ -287,7 +291,9 @@ impl Walk {
         let Some(leader) = leader else { return false };
         let members = leader.membership.iter().flat_map(|m| &m.members);
         let mut stores = members.filter_map(|m| Some(&self.c.machines.get(&m.node_id)?.store));
-        self.has_fresh_write() && self.c.calls.is_empty() && stores.all(|s| s.applied == leader.last_index())
+        self.has_fresh_write()
+            && self.c.calls.is_empty()
+            && stores.all(|s| s.applied == leader.last_index())
     }
 
     fn agree(&mut self) {
