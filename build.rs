@@ -3,6 +3,9 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto/raft.proto");
     let descriptors = protox::compile(["proto/raft.proto"], ["proto"])?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .codec_path("crate::transport::grpc::codec::Codec")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -13,6 +13,7 @@ mod types;
 mod driver;
 pub mod log;
 mod node;
+mod snapshot;
 pub mod transport;
 pub mod vfs;
 

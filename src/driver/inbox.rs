@@ -10,6 +10,7 @@ use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::node::event::Event;
 use crate::types::{Message, RaftId};
@@ -23,9 +24,19 @@ pub(crate) struct Inbox {
     wake: Notify,
 }
 
+/// How the loop is told to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stop {
+    /// Once nothing is in flight, or a deadline has passed.
+    Drain,
+    /// At once.
+    Now,
+}
+
 /// Everything that was posted since the last turn, by class.
 #[derive(Debug, Default)]
 pub(crate) struct Classes {
+    pub(crate) stop: Option<Stop>,
     pub(crate) completions: Vec<Event>,
     pub(crate) messages: Vec<(RaftId, Message)>,
     pub(crate) requests: Vec<Event>,
@@ -35,7 +46,10 @@ pub(crate) struct Classes {
 
 impl Classes {
     fn is_empty(&self) -> bool {
-        self.completions.is_empty() && self.messages.is_empty() && self.requests.is_empty()
+        self.stop.is_none()
+            && self.completions.is_empty()
+            && self.messages.is_empty()
+            && self.requests.is_empty()
     }
 }
 
@@ -79,8 +93,24 @@ impl Inbox {
         drop(dropped);
     }
 
-    /// Waits until something is there.
-    pub(crate) async fn wait(&self) {
+    /// Tells the loop to end; the more urgent order wins.
+    pub(crate) fn stop(&self, how: Stop) {
+        self.post(|c| c.stop = c.stop.max(Some(how)));
+    }
+
+    /// The loop's only await: until something is there or the tick is due. When there is work
+    /// already (`busy`: the loop kept some), the other tasks of the runtime get one turn, so that
+    /// every ready socket is served before the loop runs again.
+    pub(crate) async fn turn(&self, tick: Instant, busy: bool) {
+        if busy || !self.lock().is_empty() {
+            tokio::task::yield_now().await;
+            return;
+        }
+        // NB: a timeout is the tick, not a failure.
+        let _ = tokio::time::timeout_at(tick, self.wait()).await;
+    }
+
+    async fn wait(&self) {
         loop {
             let woken = self.wake.notified();
             if !self.lock().is_empty() {
@@ -93,6 +123,7 @@ impl Inbox {
     /// Takes everything, leaving the emptied vectors of `into` behind for the next round.
     pub(crate) fn take(&self, into: &mut Classes) {
         let mut c = self.lock();
+        into.stop = c.stop.take();
         mem::swap(&mut c.completions, &mut into.completions);
         mem::swap(&mut c.messages, &mut into.messages);
         mem::swap(&mut c.requests, &mut into.requests);

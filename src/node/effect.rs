@@ -44,7 +44,8 @@ pub(crate) enum Effect {
 #[derive(Debug)]
 pub(crate) struct Committed {
     pub(crate) index: Index,
-    /// The packed commands; decode with [`super::envelope::commands`].
+    /// The body of its [`super::envelope::Envelope::Commands`], which the node has opened and
+    /// checked: decode it with [`super::envelope::commands`].
     pub(crate) data: Bytes,
     /// Their proposers, in order; empty when they are elsewhere.
     pub(crate) replies: Vec<Reply<Applied>>,

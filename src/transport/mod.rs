@@ -66,6 +66,30 @@ impl Peers {
     }
 }
 
+/// Whether `theirs` answers `ours`.
+///
+/// # Errors
+/// What differs.
+pub(crate) fn check_welcome(ours: &pb::Hello, theirs: &pb::Hello) -> Result<(), Refusal> {
+    if theirs.protocol != ours.protocol {
+        return Err(Refusal::Protocol { theirs: theirs.protocol });
+    }
+    if theirs.cluster_id != ours.cluster_id {
+        let hex = |id: &[u8]| id.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        return Err(Refusal::Cluster {
+            ours: hex(&theirs.cluster_id),
+            theirs: hex(&ours.cluster_id),
+        });
+    }
+    if theirs.from != ours.to || theirs.from_incarnation != ours.to_incarnation {
+        return Err(Refusal::Receiver(format!(
+            "expected the data directory with raft id {}, found node {} with raft id {}",
+            ours.to, theirs.from_node, theirs.from
+        )));
+    }
+    Ok(())
+}
+
 /// The bytes of a snapshot on their way.
 pub type SnapshotStream = BoxStream<'static, std::io::Result<Bytes>>;
 

@@ -1,0 +1,204 @@
+//! From a data directory to a node's boot record: who it is, what it holds, founding.
+//!
+//! Every call blocks on the disk; the caller keeps it off the runtimes. Invariants:
+//! - the identity is durable before anything is sent in its name, and its boot counter grows at
+//!   each start;
+//! - a directory belongs to one node id for ever, and to one cluster once it has one;
+//! - founding writes the founding snapshot before the identity that names the cluster: what was
+//!   interrupted in between has acknowledged nothing.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+
+use crate::error::{Error, Result};
+use crate::log::{LogBatch, LogStorage, Recovered};
+use crate::node::Boot;
+use crate::snapshot::dir::SnapshotDir;
+use crate::types::{
+    ClusterId, ConfState, HardState, Identity, Incarnation, Index, Member, Membership, NodeId,
+    Position, RaftId,
+};
+
+/// The raft id of a founder that is alone.
+const FOUNDER: RaftId = 1;
+/// Where a cluster begins: before its first entry.
+const FOUNDING: Position = Position { index: 1, term: 1 };
+
+/// Where a node keeps what it must not forget.
+#[derive(Debug)]
+pub(crate) struct Storage {
+    pub(crate) log: Box<dyn LogStorage>,
+    pub(crate) snapshots: SnapshotDir,
+    /// For error messages.
+    pub(crate) dir: PathBuf,
+}
+
+/// A directory that was read, and counted this start.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) storage: Storage,
+    pub(crate) recovered: Recovered,
+    pub(crate) identity: Identity,
+}
+
+impl Opened {
+    /// Reads the directory, checks that it is this node's, and counts the start.
+    ///
+    /// # Errors
+    /// Those of the log; `DataDir` when it belongs to another node.
+    pub(crate) fn open(mut storage: Storage, node_id: NodeId) -> Result<Self> {
+        let recovered = storage.log.load()?;
+        let mut identity = match recovered.identity {
+            Some(identity) => identity,
+            None if holds_data(&recovered) => {
+                return Err(refuse(
+                    &storage,
+                    "the log has entries but no identity; it is not a directory of this program",
+                ));
+            }
+            None => Identity {
+                node_id,
+                incarnation: Incarnation::random().map_err(random_failed)?,
+                cluster: None,
+                boot: 0,
+            },
+        };
+        if identity.node_id != node_id {
+            let found = identity.node_id;
+            return Err(refuse(
+                &storage,
+                &format!("it belongs to node {found}, not {node_id}; correct the id or the path"),
+            ));
+        }
+        identity.boot += 1;
+        storage.log.identify(&identity)?;
+        Ok(Self { storage, recovered, identity })
+    }
+
+    /// Makes this directory the first member of a new cluster.
+    ///
+    /// # Errors
+    /// Those of the log.
+    pub(crate) fn found(&mut self, addr: String) -> Result<()> {
+        let membership = match self.interrupted_founding()? {
+            Some(membership) => membership,
+            None => self.write_founding(addr)?,
+        };
+        self.belong(membership.cluster_id, FOUNDER)
+    }
+
+    /// The membership of a founding that was interrupted before its identity was written.
+    ///
+    /// # Errors
+    /// `DataDir` when the record does not decode.
+    pub(crate) fn interrupted_founding(&self) -> Result<Option<Membership>> {
+        if self.identity.cluster.is_some() {
+            return Ok(None);
+        }
+        self.membership()
+    }
+
+    fn write_founding(&mut self, addr: String) -> Result<Membership> {
+        let membership = Membership {
+            cluster_id: ClusterId::random().map_err(random_failed)?,
+            index: FOUNDING.index,
+            conf_state: ConfState { voters: vec![FOUNDER], ..ConfState::default() },
+            members: vec![Member {
+                node_id: self.identity.node_id,
+                raft_id: FOUNDER,
+                incarnation: self.identity.incarnation,
+                addr,
+                metadata: Bytes::new(),
+            }],
+            next_raft_id: FOUNDER + 1,
+        };
+        let hard_state =
+            HardState { term: FOUNDING.term, vote: 0, commit: FOUNDING.index };
+        let record = membership.encode();
+        self.storage.log.append(&[LogBatch {
+            reset: Some(FOUNDING),
+            hard_state: Some(hard_state),
+            membership: Some(record.clone()),
+            ..LogBatch::default()
+        }])?;
+        self.recovered.compacted = FOUNDING;
+        self.recovered.hard_state = hard_state;
+        self.recovered.membership = Some(record);
+        Ok(membership)
+    }
+
+    /// Makes it durable that this directory belongs to a cluster, under this raft id.
+    ///
+    /// # Errors
+    /// Those of the log.
+    pub(crate) fn belong(&mut self, cluster: ClusterId, raft_id: RaftId) -> Result<()> {
+        self.identity.cluster = Some((cluster, raft_id));
+        self.storage.log.identify(&self.identity)?;
+        Ok(())
+    }
+
+    /// The newest membership that it holds.
+    ///
+    /// # Errors
+    /// `DataDir` when the record does not decode.
+    pub(crate) fn membership(&self) -> Result<Option<Membership>> {
+        let Some(record) = self.recovered.membership.clone() else { return Ok(None) };
+        match Membership::decode(record) {
+            Ok(membership) => Ok(Some(membership)),
+            Err(reason) => Err(refuse(&self.storage, &format!(
+                "its membership record does not decode ({reason}); it was written by a newer \
+                 release: upgrade this node, or remove it and join with an empty directory"
+            ))),
+        }
+    }
+
+    /// The boot record, and the storage that goes on.
+    ///
+    /// # Errors
+    /// `DataDir` when the snapshot that the log relies on is missing; `Storage` when it is
+    /// damaged.
+    pub(crate) fn into_boot(self, store_applied: Option<Index>) -> Result<(Boot, Storage)> {
+        let membership = self.membership()?;
+        let snapshot = match self.recovered.snapshot {
+            Some(record) => Some((record, self.storage.snapshots.meta(record.position)?)),
+            None => None,
+        };
+        let r = self.recovered;
+        let boot = Boot {
+            identity: self.identity,
+            hard_state: r.hard_state,
+            compacted: r.compacted,
+            entries: r.entries,
+            membership,
+            snapshot,
+            store_applied,
+            dropped_tail: r.dropped_tail,
+        };
+        Ok((boot, self.storage))
+    }
+}
+
+fn holds_data(recovered: &Recovered) -> bool {
+    !recovered.entries.is_empty()
+        || recovered.membership.is_some()
+        || recovered.snapshot.is_some()
+        || recovered.hard_state != HardState::default()
+}
+
+fn refuse(storage: &Storage, reason: &str) -> Error {
+    Error::DataDir { dir: storage.dir.clone(), reason: reason.to_owned() }
+}
+
+fn random_failed(e: std::io::Error) -> Error {
+    Error::Internal { part: "random generator", reason: e.to_string() }
+}
+
+/// A seed for the election timeouts.
+///
+/// # Errors
+/// When the operating system's random generator fails.
+pub(crate) fn random_seed() -> Result<u64> {
+    let bytes = Incarnation::random().map_err(random_failed)?.to_bytes();
+    Ok(bytes.into_iter().take(8).fold(0, |seed, b| seed << 8 | u64::from(b)))
+}

@@ -1,0 +1,179 @@
+//! The event loop: world in, node, world out.
+//!
+//! It runs on a thread of its own with a current-thread runtime that also hosts the tasks of the
+//! transport and the snapshotter, so that neither user code nor another runtime's load can stall
+//! a heartbeat. Invariants:
+//! - exactly one await: the inbox, which ends at the tick at the latest (R13);
+//! - per turn: completions, messages, requests, and last at most one tick, if due (H15);
+//! - every effect is dispatched, none is awaited: disk, network and Store are elsewhere (R12);
+//! - requests beyond a turn's budget wait here, in order, bounded by their permits.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::forwarder::Forwarder;
+use super::inbox::{Classes, Stop};
+use super::log_writer::LogQueue;
+use super::queue::{ApplyQueue, Work};
+use super::shared::{Shared, View};
+use super::snapshotter::Snapshotter;
+use crate::error::Error;
+use crate::node::Node;
+use crate::node::effect::Effect;
+use crate::node::event::Event;
+use crate::transport::Transport;
+use crate::types::Membership;
+
+/// Requests that the node takes in one turn; the rest waits for the next.
+const REQUESTS_PER_TURN: usize = 8192;
+
+/// Where effects go.
+#[derive(Debug)]
+pub(crate) struct Ports {
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) log: Arc<LogQueue>,
+    pub(crate) apply: ApplyQueue,
+    pub(crate) forwarder: Forwarder,
+    pub(crate) snapshotter: Arc<Snapshotter>,
+}
+
+/// Owns the node.
+pub(crate) struct EventLoop {
+    node: Node,
+    shared: Arc<Shared>,
+    ports: Ports,
+    period: Duration,
+    next_tick: Instant,
+    taken: Classes,
+    backlog: VecDeque<Event>,
+    effects: Vec<Effect>,
+    drain_until: Option<Instant>,
+}
+
+impl EventLoop {
+    pub(crate) fn new(node: Node, shared: Arc<Shared>, ports: Ports) -> Self {
+        let period = shared.config.heartbeat;
+        Self {
+            node,
+            shared,
+            ports,
+            period,
+            next_tick: Instant::now() + period,
+            taken: Classes::default(),
+            backlog: VecDeque::new(),
+            effects: Vec::new(),
+            drain_until: None,
+        }
+    }
+
+    /// Runs until it is told to stop.
+    ///
+    /// # Errors
+    /// What the node cannot go on from.
+    pub(crate) async fn run(mut self) -> Result<(), Error> {
+        self.dispatch()?;
+        loop {
+            self.shared.inbox.turn(self.next_tick, !self.backlog.is_empty()).await;
+            self.shared.inbox.take(&mut self.taken);
+            match self.taken.stop {
+                Some(Stop::Now) => return Ok(()),
+                Some(Stop::Drain) => self.drain(),
+                None => {}
+            }
+            self.feed();
+            self.dispatch()?;
+            if self.tick_is_due() {
+                self.node.handle(Event::Tick);
+                self.dispatch()?;
+            }
+            if self.is_drained() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn feed(&mut self) {
+        for event in self.taken.completions.drain(..) {
+            self.node.handle(event);
+        }
+        for (from, message) in self.taken.messages.drain(..) {
+            self.node.handle(Event::Message { from, message });
+        }
+        self.backlog.extend(self.taken.requests.drain(..));
+        let budget = self.backlog.len().min(REQUESTS_PER_TURN);
+        for event in self.backlog.drain(..budget) {
+            self.node.handle(event);
+        }
+    }
+
+    /// At most one tick per wake-up, however long the pause was (H15).
+    fn tick_is_due(&mut self) -> bool {
+        let now = Instant::now();
+        if now < self.next_tick {
+            return false;
+        }
+        self.next_tick = (self.next_tick + self.period).max(now + self.period / 2);
+        true
+    }
+
+    fn drain(&mut self) {
+        self.node.handle(Event::Stop);
+        self.drain_until.get_or_insert(Instant::now() + self.shared.config.request_timeout);
+    }
+
+    /// Whether a drain is over. Looked at once per turn: answers free permits without waking the
+    /// loop, the tick does at the latest.
+    fn is_drained(&self) -> bool {
+        let Some(until) = self.drain_until else { return false };
+        self.shared.admission.in_flight().0 == 0 || Instant::now() >= until
+    }
+
+    fn dispatch(&mut self) -> Result<(), Error> {
+        self.node.poll(&mut self.effects);
+        let mut effects = std::mem::take(&mut self.effects);
+        for effect in effects.drain(..) {
+            self.carry_out(effect)?;
+        }
+        self.effects = effects;
+        Ok(())
+    }
+
+    fn carry_out(&mut self, effect: Effect) -> Result<(), Error> {
+        let ports = &self.ports;
+        match effect {
+            Effect::Send(messages) => ports.transport.send(messages),
+            Effect::Persist { number, batch } => ports.log.append(number, batch),
+            Effect::Apply(entries) => ports.apply.push(Work::Apply(entries)),
+            Effect::Query(reads) => ports.apply.push(Work::Query(reads)),
+            Effect::Capture { position, membership } => {
+                ports.apply.push(Work::Capture { position, membership });
+            }
+            Effect::Install { meta } => ports.apply.push(Work::Install { meta }),
+            Effect::SendSnapshot { to, message } => ports.snapshotter.send(to, message),
+            Effect::Compact { through, keep_snapshot } => {
+                ports.log.compact(through);
+                ports.snapshotter.retain(keep_snapshot);
+            }
+            Effect::Forward { leader, work } => ports.forwarder.forward(leader, work),
+            Effect::SetPeers(membership) => self.set_peers(membership),
+            Effect::Publish(status) => {
+                self.shared.status.send_replace(*status);
+            }
+            Effect::Fatal(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn set_peers(&self, membership: Membership) {
+        let identity = self.shared.view().identity;
+        let view = View { identity, membership: Some(membership) };
+        let peers = view.peers();
+        self.shared.set_view(view);
+        if let Some(peers) = peers {
+            self.ports.transport.set_peers(peers);
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! The node's side of the transport: judges hellos, takes messages, answers requests.
+//!
+//! It runs in transport tasks, concurrently, and never touches the node: everything becomes an
+//! event in the inbox. Invariants:
+//! - nothing of a peer is read before its hello fits: version, cluster, receiver, sender, boot;
+//! - a request of another cluster is refused; without a cluster only `Info` and `Join` pass;
+//! - every request takes a permit, so that peers cannot fill the inbox either;
+//! - a request that reached a node that does not lead is refused with a hint, never passed on: a
+//!   circle of nodes that each believe another one leads cannot form.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use slog::{info, warn};
+
+use super::shared::{SMALL, Shared, View};
+use super::wire::{self, respond};
+use crate::error::{Error, Result};
+use crate::node::event::{Applied, Change, Changed, Event, Proposal};
+use crate::pb;
+use crate::pb::request::Kind;
+use crate::pb::response::Kind as Answer;
+use crate::reply::{Reply, Waiter};
+use crate::transport::{Handler, PROTOCOL, Refusal, SnapshotStream};
+use crate::types::{ClusterId, Incarnation, Message, RaftId};
+
+/// The longest address that a member may have.
+const MAX_ADDR: usize = 1 << 10;
+
+/// Takes the body of a snapshot; the snapshotter does.
+#[async_trait]
+pub(crate) trait Receive: Send + Sync + 'static {
+    /// Returns once the snapshot is durable here and the node has been told.
+    async fn receive(
+        &self,
+        from: RaftId,
+        message: Message,
+        body: SnapshotStream,
+    ) -> std::result::Result<(), Refusal>;
+}
+
+/// See the module.
+pub(crate) struct PeerHandler {
+    shared: Arc<Shared>,
+    /// None until there is a directory to put them in.
+    snapshots: OnceLock<Arc<dyn Receive>>,
+    /// The highest boot counter heard of each raft id: an older copy of a directory has a lower
+    /// one.
+    boots: Mutex<BTreeMap<RaftId, u64>>,
+}
+
+impl PeerHandler {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, snapshots: OnceLock::new(), boots: Mutex::default() }
+    }
+
+    /// Takes snapshots from now on.
+    pub(crate) fn take_snapshots(&self, snapshots: Arc<dyn Receive>) {
+        // NB: it is set once, by the only start that a node has.
+        let _ = self.snapshots.set(snapshots);
+    }
+
+    fn check_boot(&self, from: RaftId, boot: u64) -> std::result::Result<(), Refusal> {
+        let mut boots = self.boots.lock().unwrap_or_else(PoisonError::into_inner);
+        let highest = boots.entry(from).or_insert(boot);
+        if boot < *highest {
+            return Err(Refusal::Sender(format!(
+                "its data directory has been started {boot} times, but {highest} starts were \
+                 heard of: an older copy was restored. Remove the node and join with an empty \
+                 directory"
+            )));
+        }
+        *highest = boot;
+        Ok(())
+    }
+
+    fn info(&self) -> pb::Response {
+        let view = self.shared.view();
+        let leader = self.shared.leader();
+        let (leader_id, leader_addr) = leader.map_or((0, String::new()), |l| (l.id, l.addr));
+        respond(Answer::Info(pb::InfoAnswer {
+            node_id: view.identity.map_or(0, |i| i.node_id),
+            cluster_id: view
+                .cluster()
+                .map_or_else(Bytes::new, |(id, _)| Bytes::copy_from_slice(&id.to_bytes())),
+            leader_id,
+            leader_addr,
+            membership: view.membership.as_ref().map(|m| m.to_pb()),
+        }))
+    }
+
+    /// Posts a request of a peer and waits for its answer.
+    async fn ask<T>(&self, event: impl FnOnce(Reply<T>) -> Event) -> Result<T> {
+        self.shared.ask(SMALL, self.shared.config.request_timeout, event).await
+    }
+
+    async fn join(&self, join: pb::Join) -> Result<Answer> {
+        let incarnation = Incarnation::from_slice(&join.incarnation)
+            .ok_or_else(|| Error::Membership("the incarnation is not 16 bytes long".to_owned()))?;
+        if join.node_id == 0 {
+            return Err(Error::Membership("a node id must not be 0".to_owned()));
+        }
+        check_addr(&join.addr)?;
+        let change = Change::Join { node_id: join.node_id, incarnation, addr: join.addr };
+        let Changed { membership } = self.ask(|reply| Event::Change { change, reply }).await?;
+        let member = membership.by_node(join.node_id).filter(|m| m.incarnation == incarnation);
+        let Some(raft_id) = member.map(|m| m.raft_id) else {
+            return Err(Error::unknown("the membership does not hold the node that joined"));
+        };
+        Ok(Answer::Joined(pb::Joined {
+            cluster_id: Bytes::copy_from_slice(&membership.cluster_id.to_bytes()),
+            raft_id,
+            membership: Some(membership.to_pb()),
+        }))
+    }
+
+    async fn propose(&self, propose: pb::Propose) -> Answer {
+        let waiters: Vec<Result<Waiter<Applied>>> =
+            propose.commands.into_iter().map(|c| self.propose_one(c)).collect();
+        let mut outcomes = Vec::with_capacity(waiters.len());
+        for waiter in waiters {
+            let result = match waiter {
+                Ok(waiter) => waiter.wait(self.shared.config.request_timeout).await,
+                Err(e) => Err(e),
+            };
+            outcomes.push(wire::outcome(result, self.hint()));
+        }
+        Answer::Proposed(pb::Proposed { outcomes })
+    }
+
+    fn propose_one(&self, data: Bytes) -> Result<Waiter<Applied>> {
+        let size = data.len() as u64;
+        let limit = self.shared.config.max_entry_size;
+        if size > limit {
+            return Err(Error::TooLarge { size, limit });
+        }
+        self.shared.post(size, |reply| Event::Propose(Proposal { data, reply }))
+    }
+
+    async fn change(&self, change: pb::Change) -> Result<Answer> {
+        let change = match change.kind {
+            Some(pb::change::Kind::Remove(node_id)) => Change::Remove { node_id },
+            Some(pb::change::Kind::Update(m)) => {
+                let incarnation = Incarnation::from_slice(&m.incarnation).ok_or_else(|| {
+                    Error::Membership("the incarnation is not 16 bytes long".to_owned())
+                })?;
+                check_addr(&m.addr)?;
+                Change::Update { node_id: m.node_id, incarnation, addr: m.addr }
+            }
+            None => return Err(Error::Membership("an empty change".to_owned())),
+        };
+        let changed = self.ask(|reply| Event::Change { change, reply }).await?;
+        Ok(Answer::Done(pb::Done { index: changed.membership.index }))
+    }
+
+    async fn transfer(&self, transfer: pb::Transfer) -> Result<Answer> {
+        let to = (transfer.to != 0).then_some(transfer.to);
+        self.ask(|reply| Event::Transfer { to, reply }).await?;
+        Ok(Answer::Done(pb::Done { index: 0 }))
+    }
+
+    /// Whether a request may be taken at all, by the cluster that it names.
+    fn check_request(&self, request: &pb::Request, view: &View) -> Result<()> {
+        let stranger = request.cluster_id.is_empty();
+        let open = matches!(request.kind, Some(Kind::Info(_) | Kind::Join(_)));
+        if stranger && open {
+            return Ok(());
+        }
+        let Some((ours, _)) = view.cluster() else {
+            return Err(Error::NoLeader);
+        };
+        if ClusterId::from_slice(&request.cluster_id) != Some(ours) {
+            return Err(Error::WrongCluster(format!("this node belongs to cluster {ours}")));
+        }
+        Ok(())
+    }
+
+    fn hint(&self) -> Option<crate::error::Leader> {
+        self.shared.leader()
+    }
+}
+
+#[async_trait]
+impl Handler for PeerHandler {
+    fn admit(&self, hello: &pb::Hello) -> std::result::Result<pb::Hello, Refusal> {
+        let view = self.shared.view();
+        let back = judge(&view, hello)?;
+        self.check_boot(hello.from, hello.from_boot)?;
+        Ok(back)
+    }
+
+    fn messages(&self, from: RaftId, messages: Vec<Message>) {
+        // NB: what the bound drops, raft sends again.
+        let _ = self.shared.inbox.deliver(from, messages);
+    }
+
+    fn unreachable(&self, peer: RaftId) {
+        self.shared.inbox.complete(Event::Unreachable { peer });
+    }
+
+    fn refused(&self, peer: RaftId, refusal: Refusal) {
+        let view = self.shared.view();
+        let Refusal::Removed(_) = refusal else {
+            warn!(self.shared.logger, "a peer turns this node away";
+                "peer" => peer, "reason" => %refusal);
+            self.unreachable(peer);
+            return;
+        };
+        // A member of our cluster says so, and raft ids are never used again: it is final.
+        if let Some(identity) = view.identity.filter(|i| i.cluster.is_some()) {
+            info!(self.shared.logger, "this node was removed from the cluster"; "told_by" => peer);
+            self.shared.fatal.report(Error::Removed { node: identity.node_id });
+        }
+    }
+
+    async fn snapshot(
+        &self,
+        from: RaftId,
+        message: Message,
+        body: SnapshotStream,
+    ) -> std::result::Result<(), Refusal> {
+        match self.snapshots.get() {
+            Some(snapshots) => snapshots.receive(from, message, body).await,
+            None => Err(Refusal::Busy("this node has not started yet".to_owned())),
+        }
+    }
+
+    async fn call(&self, request: pb::Request) -> pb::Response {
+        if let Err(e) = self.check_request(&request, &self.shared.view()) {
+            return wire::refused(&e, self.hint());
+        }
+        let Some(kind) = request.kind else {
+            let e = Error::Membership("a request of an unknown kind".to_owned());
+            return wire::refused(&e, None);
+        };
+        if !matches!(kind, Kind::Info(_)) && !self.shared.leads() {
+            return wire::refused(&Error::NotLeader { leader: self.hint() }, None);
+        }
+        let answer = match kind {
+            Kind::Info(_) => return self.info(),
+            Kind::Join(join) => self.join(join).await,
+            Kind::Propose(propose) => Ok(self.propose(propose).await),
+            Kind::Change(change) => self.change(change).await,
+            Kind::Transfer(transfer) => self.transfer(transfer).await,
+        };
+        match answer {
+            Ok(kind) => respond(kind),
+            Err(e) => wire::refused(&e, self.hint()),
+        }
+    }
+}
+
+fn check_addr(addr: &str) -> Result<()> {
+    let fits = addr.len() <= MAX_ADDR && addr.rsplit_once(':').is_some_and(|(h, _)| !h.is_empty());
+    if fits { Ok(()) } else { Err(Error::Membership(format!("{addr:?} is no host:port address"))) }
+}
+
+/// Whether a hello fits who we are and whom we know; our own hello, if so.
+fn judge(view: &View, hello: &pb::Hello) -> std::result::Result<pb::Hello, Refusal> {
+    if hello.protocol != PROTOCOL {
+        return Err(Refusal::Protocol { theirs: hello.protocol });
+    }
+    let malformed = |what: &str| Refusal::Malformed(format!("hello without {what}"));
+    let theirs =
+        ClusterId::from_slice(&hello.cluster_id).ok_or_else(|| malformed("a cluster id"))?;
+    let sender = Incarnation::from_slice(&hello.from_incarnation)
+        .ok_or_else(|| malformed("the sender's incarnation"))?;
+    if hello.from == 0 || hello.from_node == 0 {
+        return Err(malformed("a sender"));
+    }
+    let (Some(identity), Some((ours, raft_id))) = (view.identity, view.cluster()) else {
+        return Err(Refusal::Busy("this node belongs to no cluster yet".to_owned()));
+    };
+    if theirs != ours {
+        return Err(Refusal::Cluster { ours: ours.to_string(), theirs: theirs.to_string() });
+    }
+    let receiver = Incarnation::from_slice(&hello.to_incarnation);
+    if hello.to != raft_id || receiver != Some(identity.incarnation) {
+        return Err(Refusal::Receiver(format!(
+            "node {} with raft id {raft_id}, incarnation {}",
+            identity.node_id, identity.incarnation
+        )));
+    }
+    check_sender(view, raft_id, hello, sender)?;
+    Ok(pb::Hello {
+        protocol: PROTOCOL,
+        cluster_id: Bytes::copy_from_slice(&ours.to_bytes()),
+        from: raft_id,
+        to: hello.from,
+        from_node: identity.node_id,
+        from_incarnation: Bytes::copy_from_slice(&identity.incarnation.to_bytes()),
+        to_incarnation: hello.from_incarnation.clone(),
+        from_boot: identity.boot,
+    })
+}
+
+fn check_sender(
+    view: &View,
+    raft_id: RaftId,
+    hello: &pb::Hello,
+    incarnation: Incarnation,
+) -> std::result::Result<(), Refusal> {
+    if hello.from == raft_id {
+        return Err(Refusal::Sender(format!("raft id {raft_id} is this node's own")));
+    }
+    // A joiner without a membership yet, and one that lags, cannot know every member.
+    let Some(membership) = &view.membership else { return Ok(()) };
+    let Some(member) = membership.by_raft(hello.from) else {
+        if membership.was_removed(hello.from) {
+            return Err(Refusal::Removed(hello.from_node));
+        }
+        return Ok(());
+    };
+    if member.node_id != hello.from_node || member.incarnation != incarnation {
+        return Err(Refusal::Sender(format!(
+            "raft id {} is node {} with incarnation {} here",
+            hello.from, member.node_id, member.incarnation
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::types::{ConfState, Identity, Member, Membership};
+
+    fn view() -> View {
+        let member = |n: u64| Member {
+            node_id: n,
+            raft_id: n,
+            incarnation: Incarnation::from_u128(u128::from(n)),
+            addr: format!("n{n}:1"),
+            metadata: Bytes::new(),
+        };
+        View {
+            identity: Some(Identity {
+                node_id: 1,
+                incarnation: Incarnation::from_u128(1),
+                cluster: Some((ClusterId::from_u128(9), 1)),
+                boot: 4,
+            }),
+            membership: Some(Membership {
+                cluster_id: ClusterId::from_u128(9),
+                index: 5,
+                conf_state: ConfState { voters: vec![1, 2], ..ConfState::default() },
+                members: vec![member(1), member(2)],
+                next_raft_id: 4,
+            }),
+        }
+    }
+
+    fn hello() -> pb::Hello {
+        pb::Hello {
+            protocol: PROTOCOL,
+            cluster_id: Bytes::copy_from_slice(&ClusterId::from_u128(9).to_bytes()),
+            from: 2,
+            to: 1,
+            from_node: 2,
+            from_incarnation: Bytes::copy_from_slice(&Incarnation::from_u128(2).to_bytes()),
+            to_incarnation: Bytes::copy_from_slice(&Incarnation::from_u128(1).to_bytes()),
+            from_boot: 1,
+        }
+    }
+
+    #[test]
+    fn a_fitting_hello_is_answered_with_our_own() {
+        let back = judge(&view(), &hello()).unwrap();
+        assert_eq!((back.from, back.to, back.from_boot), (1, 2, 4));
+        let newcomer = pb::Hello { from: 4, from_node: 7, ..hello() };
+        judge(&view(), &newcomer).unwrap();
+    }
+
+    #[test]
+    fn each_field_that_does_not_fit_is_refused_by_its_name() {
+        type Case = (fn(&mut pb::Hello), fn(&Refusal) -> bool);
+        let cases: [Case; 9] = [
+            (|h| h.protocol = 2, |r| matches!(r, Refusal::Protocol { theirs: 2 })),
+            (|h| h.cluster_id.clear(), |r| matches!(r, Refusal::Malformed(_))),
+            (
+                |h| h.cluster_id = Bytes::from_static(&[3; 16]),
+                |r| matches!(r, Refusal::Cluster { .. }),
+            ),
+            (|h| h.to = 2, |r| matches!(r, Refusal::Receiver(_))),
+            (
+                |h| h.to_incarnation = Bytes::from_static(&[3; 16]),
+                |r| matches!(r, Refusal::Receiver(_)),
+            ),
+            (
+                |h| h.from_incarnation = Bytes::from_static(&[3; 16]),
+                |r| matches!(r, Refusal::Sender(_)),
+            ),
+            (|h| h.from_node = 3, |r| matches!(r, Refusal::Sender(_))),
+            (|h| h.from = 3, |r| matches!(r, Refusal::Removed(2))),
+            (|h| h.from = 1, |r| matches!(r, Refusal::Sender(_))),
+        ];
+        for (i, (spoil, fits)) in cases.into_iter().enumerate() {
+            let mut h = hello();
+            spoil(&mut h);
+            let refusal = judge(&view(), &h).unwrap_err();
+            assert!(fits(&refusal), "case {i}: {refusal}");
+        }
+        let homeless = View::default();
+        assert!(matches!(judge(&homeless, &hello()), Err(Refusal::Busy(_))));
+    }
+}

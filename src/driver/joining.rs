@@ -1,0 +1,173 @@
+//! How an empty node finds its cluster: asks for the leader, asks to join, follows hints.
+//!
+//! It asks for ever, until it is answered, refused for good, or cancelled: members may start in
+//! any order. Joining is idempotent by (node id, incarnation), so that an answer that was lost
+//! does no harm.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use bytes::Bytes;
+use slog::{info, warn};
+use tokio::time::{Instant, sleep};
+
+use super::caller::Caller;
+use super::shared::Shared;
+use super::wire;
+use crate::error::{Error, Result};
+use crate::pb::{self, request::Kind, response::Kind as Answer};
+use crate::transport::{Refusal, TransportError};
+use crate::types::{ClusterId, Identity, Membership, RaftId};
+
+/// Hints that are followed before the list of known addresses is tried again.
+const MAX_HOPS: usize = 8;
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How long one node is waited for when many are asked.
+const INFO_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a cluster gave to a new member.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    pub(crate) cluster_id: ClusterId,
+    pub(crate) raft_id: RaftId,
+    pub(crate) membership: Membership,
+}
+
+/// Whether a cluster exists behind any of these addresses; which, if so.
+pub(crate) async fn find_cluster(
+    caller: &Caller,
+    addrs: &[String],
+    timeout: Duration,
+) -> Option<(String, ClusterId)> {
+    let answers = caller.infos(addrs, timeout.min(INFO_TIMEOUT)).await;
+    answers
+        .into_iter()
+        .find_map(|(addr, info)| Some((addr, ClusterId::from_slice(&info.cluster_id)?)))
+}
+
+/// The leader of the cluster behind these addresses; None when there is no cluster.
+///
+/// # Errors
+/// `NoLeader` when there is a cluster that names no leader until the deadline.
+pub(crate) async fn find_leader(
+    caller: &Caller,
+    addrs: &[String],
+    timeout: Duration,
+    pause: Duration,
+) -> Result<Option<(u64, String)>> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let answers = caller.infos(addrs, timeout.min(INFO_TIMEOUT)).await;
+        let mut clusters = answers.iter().filter(|(_, info)| !info.cluster_id.is_empty());
+        let known = clusters.clone().find(|(_, info)| info.leader_id != 0);
+        if let Some((_, info)) = known.filter(|(_, info)| !info.leader_addr.is_empty()) {
+            return Ok(Some((info.leader_id, info.leader_addr.clone())));
+        }
+        if clusters.next().is_none() {
+            return Ok(None);
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::NoLeader);
+        }
+        sleep(pause).await;
+    }
+}
+
+enum Attempt {
+    Joined(Joined),
+    /// Ask this one instead.
+    Hint(String),
+    /// Not now.
+    Later(String),
+}
+
+/// Asks these addresses, and the leaders that they name, until one lets this node in.
+///
+/// # Errors
+/// A refusal that will not change by itself.
+pub(crate) async fn join(
+    shared: &Arc<Shared>,
+    caller: &Caller,
+    identity: &Identity,
+    addr: &str,
+    known: &[String],
+) -> Result<Joined> {
+    let request = Kind::Join(pb::Join {
+        node_id: identity.node_id,
+        incarnation: Bytes::copy_from_slice(&identity.incarnation.to_bytes()),
+        addr: addr.to_owned(),
+    });
+    let pauses = ExponentialBuilder::default()
+        .with_min_delay(FIRST_PAUSE)
+        .with_max_delay(LONGEST_PAUSE)
+        .with_jitter()
+        .without_max_times();
+    let mut pause = pauses.build();
+    loop {
+        for first in known {
+            let mut target = first.clone();
+            for _ in 0..MAX_HOPS {
+                match attempt(shared, caller, &target, request.clone()).await? {
+                    Attempt::Joined(joined) => {
+                        info!(shared.logger, "joined the cluster"; "through" => target,
+                            "cluster" => %joined.cluster_id, "raft_id" => joined.raft_id);
+                        return Ok(joined);
+                    }
+                    Attempt::Hint(next) if next != target => target = next,
+                    Attempt::Hint(_) => break,
+                    Attempt::Later(reason) => {
+                        warn!(shared.logger, "cannot join yet"; "peer" => target.clone(),
+                            "reason" => reason);
+                        break;
+                    }
+                }
+            }
+        }
+        sleep(pause.next().unwrap_or(LONGEST_PAUSE)).await;
+    }
+}
+
+async fn attempt(
+    shared: &Shared,
+    caller: &Caller,
+    target: &str,
+    request: Kind,
+) -> Result<Attempt> {
+    let timeout = shared.config.request_timeout;
+    match caller.call(target, None, request, timeout).await {
+        Ok(Some(Answer::Joined(joined))) => read(joined).map(Attempt::Joined),
+        Ok(Some(Answer::Refused(refused))) => refusal(target, &refused),
+        Ok(_) => Ok(Attempt::Later("its answer does not fit the question".to_owned())),
+        Err(TransportError::Refused(r @ (Refusal::Protocol { .. } | Refusal::Cluster { .. }))) => {
+            Err(Error::WrongCluster(format!("{target}: {r}")))
+        }
+        Err(e) => Ok(Attempt::Later(e.to_string())),
+    }
+}
+
+fn refusal(target: &str, refused: &pb::Refused) -> Result<Attempt> {
+    if let Some(leader) = wire::leader(refused)
+        && leader.addr != target
+    {
+        return Ok(Attempt::Hint(leader.addr));
+    }
+    match wire::error(refused, 0, 0) {
+        e @ (Error::Membership(_) | Error::WrongCluster(_)) => Err(e),
+        e => Ok(Attempt::Later(e.to_string())),
+    }
+}
+
+fn read(joined: pb::Joined) -> Result<Joined> {
+    let malformed =
+        |what: &str| Error::WrongCluster(format!("the answer to the join is malformed: {what}"));
+    let cluster_id =
+        ClusterId::from_slice(&joined.cluster_id).ok_or_else(|| malformed("cluster id"))?;
+    let membership = joined.membership.ok_or_else(|| malformed("no membership"))?;
+    let membership = Membership::from_pb(membership).map_err(|e| malformed(&e))?;
+    if joined.raft_id == 0 || membership.cluster_id != cluster_id {
+        return Err(malformed("ids that do not fit"));
+    }
+    Ok(Joined { cluster_id, raft_id: joined.raft_id, membership })
+}

@@ -1,0 +1,130 @@
+//! A node's own removal: hand over, be removed, linger until the others know, stop.
+//!
+//! Invariants:
+//! - a leader never removes itself while another voter could lead (H1);
+//! - an unknown answer is asked again, of the others, because the leader stops replicating to a
+//!   node that it has removed;
+//! - the last voter stays.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::shared::{Phase, SMALL, Shared};
+use crate::error::{Error, Result};
+use crate::node::event::{Change, Event};
+use crate::types::{Identity, Membership};
+
+/// Leaves the cluster and ends the node.
+pub(crate) async fn leave(shared: &Arc<Shared>, timeout: Duration) -> Result<()> {
+    let deadline = Instant::now() + timeout;
+    shared.set_leaving(true);
+    if let Err(e) = remove_self(shared, deadline).await {
+        // What may still happen is no surprise when it does.
+        shared.set_leaving(e.outcome_unknown());
+        return Err(e);
+    }
+    linger(shared).await;
+    shared.enter(Phase::Stopping);
+    shared.reached(Phase::Ended).await;
+    Ok(())
+}
+
+async fn remove_self(shared: &Arc<Shared>, deadline: Instant) -> Result<()> {
+    let mut last = Error::Timeout;
+    while Instant::now() < deadline {
+        if shared.phase() == Phase::Ended {
+            // Told by a peer that it was removed: that is what was wanted.
+            return Ok(());
+        }
+        let view = shared.view();
+        let (Some(identity), Some(membership)) = (view.identity, view.membership.as_ref()) else {
+            sleep(shared.config.heartbeat).await;
+            continue;
+        };
+        match step(shared, &identity, membership, deadline).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => continue,
+            Err(e) if e.outcome_unknown() => {
+                if is_removed_elsewhere(shared).await {
+                    return Ok(());
+                }
+                last = e;
+            }
+            Err(e) if e.is_retryable() => last = e,
+            Err(e) => return Err(e),
+        }
+        sleep(shared.config.heartbeat).await;
+    }
+    Err(last)
+}
+
+/// One attempt; true once this node is no member any more.
+async fn step(
+    shared: &Arc<Shared>,
+    identity: &Identity,
+    membership: &Membership,
+    deadline: Instant,
+) -> Result<bool> {
+    let Some((_, me)) = identity.cluster else { return Err(Error::NoLeader) };
+    if membership.by_raft(me).is_none() {
+        return Ok(true);
+    }
+    if membership.conf_state.voters == [me] {
+        return Err(Error::Membership(
+            "the last voter cannot leave: the cluster would be gone. Shut it down instead"
+                .to_owned(),
+        ));
+    }
+    let left = deadline.saturating_duration_since(Instant::now());
+    if shared.leads() {
+        shared.ask(SMALL, left, |reply| Event::Transfer { to: None, reply }).await?;
+        let mut watch = shared.status.subscribe();
+        let handed = watch.wait_for(|s| s.leader_id != 0 && s.leader_id != identity.node_id);
+        let _ = timeout_at(deadline, handed).await;
+        return Ok(false);
+    }
+    let change = Change::Remove { node_id: identity.node_id };
+    shared.ask(SMALL, left, |reply| Event::Change { change, reply }).await?;
+    Ok(true)
+}
+
+/// Whether any other member says that this node was removed.
+async fn is_removed_elsewhere(shared: &Arc<Shared>) -> bool {
+    knowing(shared).await.0 > 0
+}
+
+/// Stays until every other member that answers knows, at most two election timeouts, so that
+/// those who have not heard yet can still hear it from here.
+async fn linger(shared: &Arc<Shared>) {
+    let deadline = Instant::now() + shared.config.election_timeout() * 2;
+    while Instant::now() < deadline && shared.phase() < Phase::Stopping {
+        let (know, others) = knowing(shared).await;
+        if know == others {
+            return;
+        }
+        sleep(shared.config.heartbeat).await;
+    }
+}
+
+/// How many of the other members know that this node was removed, and how many there are.
+async fn knowing(shared: &Arc<Shared>) -> (usize, usize) {
+    let view = shared.view();
+    let (Some(caller), Some((_, me)), Some(membership)) =
+        (shared.caller(), view.cluster(), view.membership.as_ref())
+    else {
+        return (0, 0);
+    };
+    let others: Vec<String> =
+        membership.members.iter().filter(|m| m.raft_id != me).map(|m| m.addr.clone()).collect();
+    let answers = caller.infos(&others, shared.config.election_timeout()).await;
+    let know = answers
+        .into_iter()
+        .filter_map(|(_, info)| Membership::from_pb(info.membership?).ok())
+        .filter(|theirs| {
+            Some(theirs.cluster_id) == view.cluster().map(|(id, _)| id) && theirs.was_removed(me)
+        })
+        .count();
+    (know, others.len())
+}

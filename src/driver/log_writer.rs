@@ -1,0 +1,172 @@
+//! The log thread: owns the log, takes everything that is queued, writes and syncs it as one.
+//!
+//! Invariants:
+//! - batches reach the log in the order in which they were queued, and `Persisted` names the last
+//!   one of a synced group;
+//! - a compaction runs after every batch queued before it (R10: the snapshot's record first);
+//! - after an error nothing is written any more, ever: the node stops (R5);
+//! - the queue holds no more than what is in flight: proposals are bounded by their permits,
+//!   appends of a leader by `max_inflight_msgs` times `max_size_per_msg`.
+
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use super::shared::Shared;
+use crate::error::{Error, StorageError};
+use crate::log::{LogBatch, LogStorage};
+use crate::node::event::Event;
+use crate::store::panic_text;
+use crate::types::Position;
+
+/// Work for the log.
+#[derive(Debug)]
+enum Job {
+    Append { number: u64, batch: LogBatch },
+    Compact(Position),
+}
+
+/// How the log ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Close {
+    /// Writes what is queued, then seals.
+    Seal,
+    /// Drops what is queued and does not seal, as after a crash.
+    Abandon,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    jobs: Vec<Job>,
+    close: Option<Close>,
+}
+
+/// The way to the log thread; pushing never blocks.
+#[derive(Debug, Default)]
+pub(crate) struct LogQueue {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+impl LogQueue {
+    /// Queues a batch; `Persisted` with its number, or a later one, follows.
+    pub(crate) fn append(&self, number: u64, batch: LogBatch) {
+        self.push(Job::Append { number, batch });
+    }
+
+    /// Queues a compaction.
+    pub(crate) fn compact(&self, through: Position) {
+        self.push(Job::Compact(through));
+    }
+
+    /// Ends the log thread. The first order counts, except that abandoning overrides sealing.
+    pub(crate) fn close(&self, how: Close) {
+        let mut state = self.lock();
+        if how == Close::Abandon {
+            state.jobs.clear();
+            state.close = Some(how);
+        } else {
+            state.close.get_or_insert(how);
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    fn push(&self, job: Job) {
+        let mut state = self.lock();
+        if state.close.is_some() {
+            return;
+        }
+        let was_empty = state.jobs.is_empty();
+        state.jobs.push(job);
+        drop(state);
+        if was_empty {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Waits for work; the order to close comes with the last of it.
+    fn take(&self, into: &mut Vec<Job>) -> Option<Close> {
+        let mut state = self.lock();
+        while state.jobs.is_empty() && state.close.is_none() {
+            state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        mem::swap(&mut state.jobs, into);
+        state.close
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Starts the log thread.
+///
+/// # Errors
+/// When the operating system gives no thread.
+pub(crate) fn spawn(
+    log: Box<dyn LogStorage>,
+    queue: Arc<LogQueue>,
+    shared: Arc<Shared>,
+) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name("raftline-log".to_owned()).spawn(move || {
+        let ran = catch_unwind(AssertUnwindSafe(|| run(log, &queue, &shared)));
+        let error = match ran {
+            Ok(Ok(())) => return,
+            Ok(Err(e)) => Error::Storage(e),
+            Err(panic) => Error::Internal { part: "log writer", reason: panic_text(&*panic) },
+        };
+        queue.close(Close::Abandon);
+        shared.fatal.report(error);
+    })
+}
+
+fn run(
+    mut log: Box<dyn LogStorage>,
+    queue: &LogQueue,
+    shared: &Shared,
+) -> Result<(), StorageError> {
+    let mut jobs = Vec::new();
+    let mut batches = Vec::new();
+    loop {
+        let close = queue.take(&mut jobs);
+        if close == Some(Close::Abandon) {
+            return Ok(());
+        }
+        let mut last = None;
+        for job in jobs.drain(..) {
+            match job {
+                Job::Append { number, batch } => {
+                    last = Some(number);
+                    if !batch.is_empty() {
+                        batches.push(batch);
+                    }
+                }
+                Job::Compact(through) => {
+                    flush(&mut *log, &mut batches, last.take(), shared)?;
+                    log.compact(through)?;
+                }
+            }
+        }
+        flush(&mut *log, &mut batches, last, shared)?;
+        if close == Some(Close::Seal) {
+            return log.close();
+        }
+    }
+}
+
+fn flush(
+    log: &mut dyn LogStorage,
+    batches: &mut Vec<LogBatch>,
+    last: Option<u64>,
+    shared: &Shared,
+) -> Result<(), StorageError> {
+    let Some(number) = last else { return Ok(()) };
+    if !batches.is_empty() {
+        log.append(batches)?;
+        batches.clear();
+    }
+    shared.inbox.complete(Event::Persisted { number });
+    Ok(())
+}

@@ -1,0 +1,231 @@
+//! What the parts of one node share: inbox, admission, status, and who the node is right now.
+//!
+//! It decides nothing. The event loop alone replaces the view; everybody reads it. It exists
+//! before the node starts, so that a `Mailbox` works early: its requests wait in the inbox.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use slog::Logger;
+use tokio::sync::watch;
+
+use super::caller::Caller;
+use super::fatal::FatalSink;
+use super::inbox::{Inbox, Stop};
+use crate::config::Config;
+use crate::error::{Leader, Result};
+use crate::node::event::Event;
+use crate::reply::{Admission, Reply, Waiter, reply};
+use crate::status::{Role, Status};
+use crate::transport::{Peer, Peers};
+use crate::types::{ClusterId, Identity, Membership, RaftId};
+
+/// `Store::check` of the user's Store.
+pub(crate) type Check = fn(&[u8]) -> Result<()>;
+
+/// Bytes that a request without a payload counts for.
+pub(crate) const SMALL: u64 = 256;
+
+/// How far a node has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// `lead` or `join` has not been called.
+    Idle,
+    /// It runs, or is about to.
+    Running,
+    /// It was told to stop.
+    Stopping,
+    /// Every part of it has gone: threads, listener, lock.
+    Ended,
+}
+
+/// Who this node is, and who else belongs to its cluster, as far as it has applied.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct View {
+    pub(crate) identity: Option<Identity>,
+    pub(crate) membership: Option<Membership>,
+}
+
+impl View {
+    /// The cluster and our raft id in it.
+    pub(crate) fn cluster(&self) -> Option<(ClusterId, RaftId)> {
+        self.identity.as_ref()?.cluster
+    }
+
+    /// The peers as the transport wants them; None before there is a cluster.
+    pub(crate) fn peers(&self) -> Option<Peers> {
+        let identity = self.identity?;
+        let (cluster_id, raft_id) = identity.cluster?;
+        let others = self
+            .membership
+            .iter()
+            .flat_map(|m| &m.members)
+            .filter(|m| m.raft_id != raft_id)
+            .map(|m| Peer {
+                raft_id: m.raft_id,
+                node_id: m.node_id,
+                incarnation: m.incarnation,
+                addr: m.addr.clone(),
+            })
+            .collect();
+        Some(Peers { cluster_id, raft_id, identity, others })
+    }
+}
+
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) logger: Logger,
+    pub(crate) inbox: Inbox,
+    pub(crate) admission: Admission,
+    pub(crate) fatal: FatalSink,
+    pub(crate) check: Check,
+    pub(crate) status: watch::Sender<Status>,
+    phase: watch::Sender<Phase>,
+    view: RwLock<Arc<View>>,
+    leaving: AtomicBool,
+    caller: RwLock<Option<Caller>>,
+}
+
+impl Shared {
+    pub(crate) fn new(config: Config, logger: Logger, check: Check) -> Self {
+        let admission = Admission::new(config.max_pending_requests, config.max_uncommitted_size);
+        Self {
+            config,
+            logger,
+            inbox: Inbox::default(),
+            admission,
+            fatal: FatalSink::default(),
+            check,
+            status: watch::Sender::new(Status::default()),
+            phase: watch::Sender::new(Phase::Idle),
+            view: RwLock::default(),
+            leaving: AtomicBool::new(false),
+            caller: RwLock::default(),
+        }
+    }
+
+    /// Who the node is, right now.
+    pub(crate) fn view(&self) -> Arc<View> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the view.
+    pub(crate) fn set_view(&self, view: View) {
+        *self.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
+    }
+
+    /// The leader and its address, where both are known.
+    pub(crate) fn leader(&self) -> Option<Leader> {
+        let status = self.status.borrow();
+        (status.leader_id != 0 && !status.leader_addr.is_empty())
+            .then(|| Leader { id: status.leader_id, addr: status.leader_addr.clone() })
+    }
+
+    pub(crate) fn leads(&self) -> bool {
+        self.status.borrow().role == Role::Leader
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Moves on; a phase never goes back.
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.phase.send_if_modified(|p| {
+            let later = phase > *p;
+            *p = (*p).max(phase);
+            later
+        });
+    }
+
+    /// Waits for a phase, or a later one.
+    pub(crate) async fn reached(&self, phase: Phase) {
+        // NB: the sender lives in self, so the wait cannot fail.
+        let _ = self.phase.subscribe().wait_for(|p| *p >= phase).await;
+    }
+
+    /// Whether this node asked to be removed, so that its removal is no failure.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_leaving(&self, leaving: bool) {
+        self.leaving.store(leaving, Ordering::Release);
+    }
+
+    /// The way to other nodes; None while this one does not serve.
+    pub(crate) fn caller(&self) -> Option<Caller> {
+        self.caller.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_caller(&self, caller: Option<Caller>) {
+        *self.caller.write().unwrap_or_else(PoisonError::into_inner) = caller;
+    }
+
+    /// Posts a request that counts for so many bytes.
+    ///
+    /// # Errors
+    /// `Overloaded` at the bounds.
+    pub(crate) fn post<T>(
+        &self,
+        bytes: u64,
+        event: impl FnOnce(Reply<T>) -> Event,
+    ) -> Result<Waiter<T>> {
+        let permit = self.admission.admit(bytes)?;
+        let (reply, waiter) = reply(Some(permit));
+        self.inbox.request(event(reply));
+        Ok(waiter)
+    }
+
+    /// Posts a request and waits for its answer.
+    ///
+    /// # Errors
+    /// Those of the answer, `Overloaded` at the bounds.
+    pub(crate) async fn ask<T>(
+        &self,
+        bytes: u64,
+        timeout: Duration,
+        event: impl FnOnce(Reply<T>) -> Event,
+    ) -> Result<T> {
+        self.post(bytes, event)?.wait(timeout).await
+    }
+
+    /// Ends the loop now and refuses everything; callers that wait are answered.
+    pub(crate) fn abort(&self) {
+        self.enter(Phase::Stopping);
+        self.inbox.close();
+        self.inbox.stop(Stop::Now);
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("phase", &self.phase()).finish_non_exhaustive()
+    }
+}
+
+/// Held by every part that must be gone before the node has ended; the last one says so.
+#[derive(Debug)]
+pub(crate) struct Lifetime {
+    shared: Arc<Shared>,
+}
+
+impl Lifetime {
+    pub(crate) fn new(shared: Arc<Shared>) -> Arc<Self> {
+        Arc::new(Self { shared })
+    }
+}
+
+impl Drop for Lifetime {
+    fn drop(&mut self) {
+        self.shared.inbox.close();
+        self.shared.status.send_modify(|s| {
+            s.role = Role::Stopped;
+            s.leader_id = 0;
+            s.leader_addr.clear();
+        });
+        self.shared.enter(Phase::Ended);
+    }
+}

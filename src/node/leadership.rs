@@ -1,0 +1,205 @@
+//! Elections and transfers: our own seeded election timeout, who was heard when, handing over.
+
+use std::collections::BTreeMap;
+
+use raft_rs::StateRole;
+
+use super::Node;
+use crate::error::Error;
+use crate::reply::Reply;
+use crate::status::Role;
+use crate::types::{MemberRole, NodeId, RaftId, Term};
+
+/// A small generator (SplitMix64): the only source of chance in a node, so that a seed repeats a
+/// run.
+#[derive(Clone, Debug)]
+pub(super) struct Rng(u64);
+
+impl Rng {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Leadership {
+    rng: Rng,
+    timeout: usize,
+    seen: (Term, StateRole, RaftId),
+    heard: BTreeMap<RaftId, u64>,
+    transfer: Option<Transfer>,
+}
+
+#[derive(Debug)]
+struct Transfer {
+    to: RaftId,
+    deadline: u64,
+    replies: Vec<Reply<()>>,
+}
+
+impl Leadership {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            rng: Rng::new(seed),
+            timeout: 0,
+            seen: (0, StateRole::Follower, 0),
+            heard: BTreeMap::new(),
+            transfer: None,
+        }
+    }
+}
+
+impl Node {
+    /// After every call of RawNode: the election timeout is ours, not raft's own random one, and
+    /// a change of term, role or leader is noticed.
+    pub(super) fn settle(&mut self) {
+        let raft = &self.raw.raft;
+        let now = (raft.term, raft.state, raft.leader_id);
+        let changed = now != self.leadership.seen;
+        if changed || raft.election_elapsed == 0 || self.leadership.timeout == 0 {
+            let base = self.limits.election_tick;
+            self.leadership.timeout = (base + self.leadership.rng.next() % base) as usize;
+        }
+        self.raw.raft.set_randomized_election_timeout(self.leadership.timeout);
+        if changed {
+            self.leader_changed(now);
+        }
+    }
+
+    fn leader_changed(&mut self, now: (Term, StateRole, RaftId)) {
+        let before = std::mem::replace(&mut self.leadership.seen, now);
+        // H4: rounds of another term or leader are never answered.
+        self.reads.retry_asked_before(u64::MAX);
+        self.status_changed = true;
+        if (before.1, before.2) != (now.1, now.2) {
+            slog::info!(self.logger, "leadership"; "term" => now.0, "role" => %self.role(),
+                "leader" => self.node_of(now.2));
+        }
+        if now.1 != StateRole::Leader {
+            self.end_transfer(now.2);
+        }
+    }
+
+    /// A message of this peer arrived.
+    pub(super) fn hear(&mut self, from: RaftId) {
+        self.leadership.heard.insert(from, self.tick);
+    }
+
+    /// Ticks since the last message of a peer.
+    pub(super) fn silent_ticks(&self, id: RaftId) -> Option<u64> {
+        self.leadership.heard.get(&id).map(|at| self.tick - at)
+    }
+
+    /// Whether a member was heard within an election timeout; oneself always.
+    pub(super) fn is_heard(&self, id: RaftId) -> bool {
+        id == self.raft_id || self.silent_ticks(id).is_some_and(|t| t <= self.limits.election_tick)
+    }
+
+    /// Hands leadership over and answers when it is done. The node leads.
+    pub(super) fn transfer(&mut self, to: Option<NodeId>, reply: Reply<()>) {
+        match self.begin_transfer(to) {
+            Ok(()) => match &mut self.leadership.transfer {
+                Some(t) => t.replies.push(reply),
+                None => reply.send(Ok(())),
+            },
+            Err(error) => reply.send(Err(error)),
+        }
+    }
+
+    /// Starts a transfer to this node, or to the most advanced voter that is heard.
+    pub(super) fn begin_transfer(&mut self, to: Option<NodeId>) -> Result<(), Error> {
+        let target = match to {
+            Some(node) => self.transfer_target(node)?,
+            None => self.best_voter()?,
+        };
+        if target == self.raft_id
+            || self.leadership.transfer.as_ref().is_some_and(|t| t.to == target)
+        {
+            return Ok(());
+        }
+        self.raw.transfer_leader(target);
+        let deadline = self.tick + self.limits.election_tick;
+        let replaced = self.leadership.transfer.replace(Transfer {
+            to: target,
+            deadline,
+            replies: Vec::new(),
+        });
+        if let Some(old) = replaced {
+            fail(old, "another transfer was asked for");
+        }
+        Ok(())
+    }
+
+    fn transfer_target(&self, node: NodeId) -> Result<RaftId, Error> {
+        let m = self.membership.as_ref().ok_or(Error::NoLeader)?;
+        let member = m
+            .by_node(node)
+            .ok_or_else(|| Error::Membership(format!("node {node} is no member")))?;
+        if m.role(member.raft_id) != Some(MemberRole::Voter) {
+            return Err(Error::Membership(format!("node {node} is a learner and cannot lead")));
+        }
+        Ok(member.raft_id)
+    }
+
+    fn best_voter(&self) -> Result<RaftId, Error> {
+        let prs = self.raw.raft.prs();
+        let others = self.voters().into_iter().filter(|id| *id != self.raft_id);
+        others
+            .filter(|id| self.is_heard(*id))
+            .max_by_key(|id| prs.get(*id).map_or(0, |p| p.matched))
+            .ok_or_else(|| Error::Membership("no other voter is reachable to lead".to_owned()))
+    }
+
+    /// The leader changed: a transfer that was asked for is over.
+    fn end_transfer(&mut self, leader: RaftId) {
+        if leader == 0 {
+            return;
+        }
+        if let Some(t) = self.leadership.transfer.take() {
+            if leader == t.to {
+                t.replies.into_iter().for_each(|r| r.send(Ok(())));
+            } else {
+                fail(t, "another node was elected");
+            }
+        }
+    }
+
+    /// A transfer takes an election timeout at most; raft gives it up then, too.
+    pub(super) fn expire_transfer(&mut self) {
+        let tick = self.tick;
+        if let Some(t) = self.leadership.transfer.take_if(|t| tick > t.deadline) {
+            self.raw.raft.abort_leader_transfer();
+            fail(t, "it did not answer within an election timeout");
+        }
+    }
+
+    pub(super) fn is_leader(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    pub(super) fn role(&self) -> Role {
+        match (self.raw.raft.state, self.own_role()) {
+            (_, None) => Role::Starting,
+            (StateRole::Follower, Some(MemberRole::Learner)) => Role::Learner,
+            (StateRole::Follower, Some(MemberRole::Voter)) => Role::Follower,
+            (StateRole::PreCandidate, _) => Role::PreCandidate,
+            (StateRole::Candidate, _) => Role::Candidate,
+            (StateRole::Leader, _) => Role::Leader,
+        }
+    }
+}
+
+fn fail(t: Transfer, why: &str) {
+    for reply in t.replies {
+        reply.send(Err(Error::Membership(format!("leadership was not transferred: {why}"))));
+    }
+}

@@ -1,0 +1,186 @@
+//! What waits for the disk: every Ready from the moment it is taken until it is durable.
+//!
+//! Invariants (R2):
+//! - persisted messages of a Ready leave after its own batch *and all earlier ones* are durable,
+//!   also when the Ready itself wrote nothing;
+//! - from a batch that changes term or vote on, nothing leaves until it is durable (H6);
+//! - batches become durable in the order of their numbers.
+
+use std::collections::VecDeque;
+
+use crate::types::{Message, SnapshotMeta, eraftpb::MessageType};
+
+/// One Ready, or one batch of our own, on its way to the disk.
+#[derive(Debug)]
+pub(super) struct Pending {
+    /// Number of our batch; `Effect::Persist` and `Event::Persisted` name it.
+    pub(super) number: u64,
+    /// Number of the Ready it came from; 0: a batch of our own.
+    pub(super) ready: u64,
+    /// Whether anything is written at all.
+    pub(super) writes: bool,
+    /// Whether it changes term or vote, or installs a snapshot.
+    pub(super) vote: bool,
+    /// The tick it was issued at.
+    pub(super) tick: u64,
+    /// What leaves when it is durable.
+    pub(super) messages: Vec<Message>,
+    /// The snapshot that it installs.
+    pub(super) install: Option<SnapshotMeta>,
+    /// The snapshot of the own Store that it records.
+    pub(super) built: Option<SnapshotMeta>,
+}
+
+/// What became durable.
+#[derive(Debug, Default)]
+pub(super) struct Released {
+    /// The newest Ready that is durable now; 0: none.
+    pub(super) ready: u64,
+    pub(super) messages: Vec<Message>,
+    pub(super) install: Option<SnapshotMeta>,
+    pub(super) built: Option<SnapshotMeta>,
+}
+
+/// The queue of what is not durable yet.
+#[derive(Debug, Default)]
+pub(super) struct Pipeline {
+    pending: VecDeque<Pending>,
+    last_number: u64,
+    durable: u64,
+}
+
+impl Pipeline {
+    /// The number for the next batch.
+    pub(super) fn next_number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    /// The number of the newest batch that is durable, with all before it.
+    pub(super) fn durable(&self) -> u64 {
+        self.durable
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Whether a change of term or vote, or an installing snapshot, is not durable yet.
+    pub(super) fn holds_vote(&self) -> bool {
+        self.pending.iter().any(|p| p.vote)
+    }
+
+    /// Whether any write is not durable yet.
+    pub(super) fn holds_writes(&self) -> bool {
+        self.pending.iter().any(|p| p.writes)
+    }
+
+    /// Ticks that the oldest unsynced batch has been waiting for (R12).
+    pub(super) fn stalled_for(&self, now: u64) -> u64 {
+        let oldest = self.pending.iter().find(|p| p.writes);
+        oldest.map_or(0, |p| now.saturating_sub(p.tick))
+    }
+
+    /// Queues a Ready. Gives back what may leave at once: everything when it writes nothing and
+    /// nothing is before it; otherwise heartbeat responses that overtake entries only.
+    pub(super) fn push(&mut self, mut pending: Pending) -> Released {
+        if self.pending.is_empty() && !pending.writes {
+            self.durable = self.durable.max(pending.number);
+            return Released {
+                ready: pending.ready,
+                messages: std::mem::take(&mut pending.messages),
+                ..Released::default()
+            };
+        }
+        let mut now = Vec::new();
+        if !pending.vote && !self.holds_vote() {
+            let (early, held) = std::mem::take(&mut pending.messages)
+                .into_iter()
+                .partition(|m| m.inner.get_msg_type() == MessageType::MsgHeartbeatResponse);
+            now = early;
+            pending.messages = held;
+        }
+        self.pending.push_back(pending);
+        Released { messages: now, ..Released::default() }
+    }
+
+    /// Every batch up to `number` is durable, and with it what wrote nothing right behind.
+    pub(super) fn persisted(&mut self, number: u64) -> Released {
+        let mut out = Released::default();
+        let done = |p: &Pending| p.number <= number || !p.writes;
+        while self.pending.front().is_some_and(done) {
+            let Some(p) = self.pending.pop_front() else { break };
+            self.durable = self.durable.max(p.number);
+            out.ready = out.ready.max(p.ready);
+            out.messages.extend(p.messages);
+            out.install = p.install.or(out.install);
+            out.built = p.built.or(out.built);
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::eraftpb;
+
+    fn message(t: MessageType) -> Message {
+        let mut m = eraftpb::Message::default();
+        m.set_msg_type(t);
+        Message::new(m)
+    }
+
+    fn pending(p: &mut Pipeline, writes: bool, vote: bool, types: &[MessageType]) -> Pending {
+        let number = p.next_number();
+        Pending {
+            number,
+            ready: number,
+            writes,
+            vote,
+            tick: 0,
+            messages: types.iter().copied().map(message).collect(),
+            install: None,
+            built: None,
+        }
+    }
+
+    #[test]
+    fn r2_a_ready_that_writes_nothing_waits_for_the_ones_before() {
+        let mut p = Pipeline::default();
+        let first = pending(&mut p, true, false, &[]);
+        assert!(p.push(first).messages.is_empty());
+        let second = pending(&mut p, false, false, &[MessageType::MsgAppendResponse]);
+        assert!(p.push(second).messages.is_empty(), "acknowledges entries of the first");
+        let out = p.persisted(1);
+        assert_eq!((out.ready, out.messages.len()), (2, 1));
+        let third = pending(&mut p, false, false, &[MessageType::MsgAppendResponse]);
+        assert_eq!(p.push(third).messages.len(), 1);
+        assert_eq!(p.durable(), 3);
+    }
+
+    #[test]
+    fn r2_heartbeat_responses_overtake_entries_but_not_votes() {
+        let mut p = Pipeline::default();
+        let entries = pending(&mut p, true, false, &[]);
+        p.push(entries);
+        let beat = pending(&mut p, false, false, &[MessageType::MsgHeartbeatResponse]);
+        assert_eq!(p.push(beat).messages.len(), 1);
+        let vote = pending(&mut p, true, true, &[MessageType::MsgHeartbeatResponse]);
+        assert!(p.push(vote).messages.is_empty());
+        let beat = pending(&mut p, false, false, &[MessageType::MsgHeartbeatResponse]);
+        assert!(p.push(beat).messages.is_empty());
+        assert_eq!(p.persisted(3).messages.len(), 2);
+    }
+
+    #[test]
+    fn r12_the_oldest_write_counts() {
+        let mut p = Pipeline::default();
+        assert_eq!(p.stalled_for(9), 0);
+        let write = pending(&mut p, true, false, &[]);
+        p.push(write);
+        assert_eq!(p.stalled_for(9), 9);
+        p.persisted(1);
+        assert_eq!(p.stalled_for(9), 0);
+    }
+}

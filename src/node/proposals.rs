@@ -1,0 +1,192 @@
+//! Proposals: those that wait for a leader, and those that wait for their entry to be decided.
+//!
+//! Invariants (R14):
+//! - a proposal is known by the (term, index) that it got; only an entry *applied* at its index
+//!   decides it: the same term answers it, another one means that it never happened;
+//! - an overwritten entry of the local log decides nothing (Raft paper, figure 8);
+//! - a snapshot over it leaves it unknown.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+
+use super::envelope::Packer;
+use super::event::{Applied, Proposal};
+use crate::error::Error;
+use crate::reply::Reply;
+use crate::types::{Index, Term, eraftpb};
+
+/// Commands are packed into one entry up to this many bytes.
+const PACK_BYTES: usize = 64 << 10;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Proposals {
+    queue: VecDeque<Proposal>,
+    waiting: BTreeMap<(Index, Term), Vec<Reply<Applied>>>,
+}
+
+/// One entry's payload and its proposers.
+#[derive(Debug)]
+pub(super) struct Packed {
+    pub(super) data: Bytes,
+    pub(super) replies: Vec<Reply<Applied>>,
+}
+
+impl Proposals {
+    pub(super) fn push(&mut self, proposal: Proposal) {
+        self.queue.push_back(proposal);
+    }
+
+    pub(super) fn has_queued(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Takes everything that waits for a leader.
+    pub(super) fn take_queued(&mut self) -> Vec<Proposal> {
+        self.queue.drain(..).collect()
+    }
+
+    /// Forgets those whose callers gave up.
+    pub(super) fn sweep(&mut self) {
+        self.queue.retain(|p| !p.reply.is_closed());
+    }
+
+    /// Packs queued proposals into entries, up to about `max_bytes`. Those whose callers gave up
+    /// are left out, for good.
+    pub(super) fn pack(&mut self, max_bytes: usize) -> Vec<Packed> {
+        let mut out = Vec::new();
+        let mut total = 0;
+        while total < max_bytes && !self.queue.is_empty() {
+            let packed = self.pack_one();
+            total += packed.data.len();
+            if !packed.replies.is_empty() {
+                out.push(packed);
+            }
+        }
+        out
+    }
+
+    fn pack_one(&mut self) -> Packed {
+        let first = self.queue.front().map_or(0, |p| p.data.len());
+        let mut packer = Packer::new(PACK_BYTES.min(self.queue.len() * (first + 4)).max(first + 4));
+        let mut replies = Vec::new();
+        while let Some(next) = self.queue.front() {
+            let fits = packer.len() + next.data.len() + 4 <= PACK_BYTES;
+            if !fits && !replies.is_empty() {
+                break;
+            }
+            let Some(p) = self.queue.pop_front() else { break };
+            if p.reply.begin() {
+                packer.push(&p.data);
+                replies.push(p.reply);
+            }
+        }
+        Packed { data: packer.finish(), replies }
+    }
+
+    /// Remembers who waits for the entry at (term, index).
+    pub(super) fn register(&mut self, term: Term, index: Index, replies: Vec<Reply<Applied>>) {
+        self.waiting.insert((index, term), replies);
+    }
+
+    /// The entry at (term, index) is being applied: its proposers, and everybody else at that
+    /// index never happened.
+    pub(super) fn decide(&mut self, term: Term, index: Index) -> Vec<Reply<Applied>> {
+        let mut replies = Vec::new();
+        while let Some(slot) = self.waiting.first_entry().filter(|s| s.key().0 <= index) {
+            let (key, waiting) = slot.remove_entry();
+            if key == (index, term) {
+                replies = waiting;
+            } else {
+                waiting.into_iter().for_each(|r| r.send(Err(Error::Dropped)));
+            }
+        }
+        replies
+    }
+
+    /// A snapshot covers everything up to `index`: what was decided there is not known here.
+    pub(super) fn covered(&mut self, index: Index) {
+        while let Some(slot) = self.waiting.first_entry().filter(|s| s.key().0 <= index) {
+            for reply in slot.remove() {
+                reply.send(Err(Error::unknown("a snapshot covers the entry")));
+            }
+        }
+    }
+}
+
+/// An entry to propose.
+pub(super) fn entry(data: Bytes) -> eraftpb::Entry {
+    let mut e = eraftpb::Entry::default();
+    e.data = data;
+    e
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::node::envelope::{Envelope, commands, open};
+    use crate::reply::{Waiter, reply};
+    use futures::FutureExt;
+    use std::time::Duration;
+
+    fn propose(p: &mut Proposals, data: &[u8]) -> Waiter<Applied> {
+        let (r, w) = reply(None);
+        p.push(Proposal { data: Bytes::copy_from_slice(data), reply: r });
+        w
+    }
+
+    fn answer(w: Waiter<Applied>) -> Result<Applied, Error> {
+        let rt = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        rt.block_on(async { w.wait(Duration::from_secs(5)).now_or_never() }).unwrap()
+    }
+
+    #[test]
+    fn many_commands_share_an_entry_and_a_large_one_has_its_own() {
+        let mut p = Proposals::default();
+        let _waiters: Vec<_> =
+            [&[0u8; 10][..], &[], &[1; PACK_BYTES], &[2; 5]].map(|d| propose(&mut p, d)).into();
+        let packed = p.pack(usize::MAX);
+        let sizes: Vec<Vec<usize>> = packed
+            .iter()
+            .map(|e| {
+                let Ok(Envelope::Commands(body)) = open(&e.data) else { panic!("not commands") };
+                commands(&body).map(<[u8]>::len).collect()
+            })
+            .collect();
+        assert_eq!(sizes, [vec![10, 0], vec![PACK_BYTES], vec![5]]);
+    }
+
+    #[test]
+    fn an_abandoned_proposal_is_never_packed() {
+        let mut p = Proposals::default();
+        let gone = propose(&mut p, b"gone");
+        let rt = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        assert!(rt.block_on(gone.wait(Duration::from_secs(1))).is_err());
+        assert!(p.pack(usize::MAX).is_empty());
+    }
+
+    #[test]
+    fn r14_only_an_applied_entry_decides() {
+        let mut p = Proposals::default();
+        let (a, wa) = reply(None);
+        let (b, wb) = reply(None);
+        let (c, wc) = reply(None);
+        [&a, &b, &c].iter().for_each(|r| assert!(r.begin()));
+        p.register(2, 7, vec![a]);
+        p.register(4, 7, vec![b]);
+        p.register(4, 9, vec![c]);
+        let mine = p.decide(4, 7);
+        assert_eq!(mine.len(), 1);
+        assert!(matches!(answer(wa), Err(Error::Dropped)));
+        mine.into_iter().for_each(|r| r.send(Ok(Applied { index: 7, data: vec![1] })));
+        assert_eq!(answer(wb).unwrap().data, [1]);
+        p.covered(9);
+        assert!(answer(wc).unwrap_err().outcome_unknown());
+    }
+}

@@ -1,0 +1,302 @@
+//! The Ready protocol of the engine, in one function, and what follows once a batch is durable.
+
+use raft_rs::eraftpb;
+
+use super::Node;
+use super::effect::{Committed, Effect};
+use super::envelope::{self, Envelope};
+use super::pipeline::{Pending, Released};
+use crate::error::{Error, StorageError};
+use crate::log::{LogBatch, SnapshotRecord};
+use crate::types::{Entry, EntryKind, HardState, Index, Message, Position, SnapshotMeta};
+
+impl Node {
+    /// Takes one Ready, in this order:
+    /// 1. the storage gets snapshot and entries (R9: between calls of the engine only);
+    /// 2. the engine advances, without waiting for the disk;
+    /// 3. committed entries are folded: membership first (R6), the rest goes to the Store;
+    /// 4. the leader's messages leave, unless term or vote are not durable yet (R2, H6);
+    /// 5. the batch goes to the disk; everything else waits for it.
+    pub(super) fn take_ready(&mut self) {
+        let mut rd = self.raw.ready();
+        let number = self.pipeline.next_number();
+        let ready = rd.number();
+        let mut batch = LogBatch::default();
+        let mut install = None;
+        if !rd.snapshot().is_empty() {
+            install = self.take_incoming(rd.snapshot());
+            let Some(meta) = &install else {
+                return self.fail(internal("a snapshot appeared that nobody sent"));
+            };
+            fold_snapshot(&mut batch, meta);
+            self.raw.mut_store().reset(meta.position);
+            self.raw.mut_store().set_snapshot(meta.clone());
+        }
+        let entries = rd.take_entries();
+        batch.entries = entries.iter().map(Entry::from).collect();
+        self.raw.mut_store().append(entries);
+        let leader_messages = rd.take_messages();
+        let persisted_messages = rd.take_persisted_messages();
+        let committed = rd.take_committed_entries();
+        let answers = rd.take_read_states();
+        self.raw.advance_append_async(rd);
+
+        if let Some(meta) = &install {
+            self.adopt_snapshot(meta, number);
+        }
+        self.emit(committed, number, &mut batch);
+        for answer in answers {
+            if let Some(context) = super::context::ReadContext::decode(&answer.request_ctx) {
+                self.reads.answered(&context, answer.index);
+            }
+        }
+        let vote = self.log_hard_state(&mut batch) || install.is_some();
+        let mut messages = wrap(persisted_messages);
+        if vote || self.pipeline.holds_vote() {
+            messages.extend(wrap(leader_messages));
+        } else {
+            self.route(wrap(leader_messages));
+        }
+        self.persist(
+            batch,
+            Pending {
+                number,
+                ready,
+                writes: false,
+                vote,
+                tick: self.tick,
+                messages,
+                install,
+                built: None,
+            },
+        );
+    }
+
+    /// Puts the hard state into a batch if it must be there: always when term or vote changed,
+    /// and the commit index along with anything else (R4). True when term or vote changed.
+    fn log_hard_state(&mut self, batch: &mut LogBatch) -> bool {
+        let now = self.hard_state();
+        let vote = (now.term, now.vote) != (self.logged.term, self.logged.vote);
+        if vote || (!batch.is_empty() && now != self.logged) {
+            batch.hard_state = Some(now);
+            self.logged = now;
+        }
+        vote
+    }
+
+    /// Queues a batch for the disk. What may leave at once leaves.
+    fn persist(&mut self, batch: LogBatch, mut pending: Pending) {
+        pending.writes = !batch.is_empty();
+        let number = pending.number;
+        let released = self.pipeline.push(pending);
+        self.release(released);
+        if !batch.is_empty() {
+            self.out.push(Effect::Persist { number, batch });
+        }
+    }
+
+    /// A batch that comes from no Ready.
+    pub(super) fn persist_own(&mut self, mut batch: LogBatch, built: Option<SnapshotMeta>) {
+        if batch.hard_state.is_none() {
+            self.log_hard_state(&mut batch);
+        }
+        self.logged = batch.hard_state.unwrap_or(self.logged);
+        let number = self.pipeline.next_number();
+        let tick = self.tick;
+        self.persist(
+            batch,
+            Pending {
+                number,
+                ready: 0,
+                writes: true,
+                vote: false,
+                tick,
+                messages: Vec::new(),
+                install: None,
+                built,
+            },
+        );
+    }
+
+    /// Everything up to this batch is durable.
+    pub(super) fn on_persisted(&mut self, number: u64) {
+        let released = self.pipeline.persisted(number);
+        self.release(released);
+    }
+
+    /// What follows from durability; the engine is told before any message leaves.
+    fn release(&mut self, released: Released) {
+        if released.ready > 0 {
+            self.raw.on_persist_ready(released.ready);
+        }
+        if let Some(meta) = released.install {
+            // R11: in the same turn; later, the engine would panic at the next campaign.
+            self.raw.advance_apply_to(meta.position.index);
+        }
+        if let Some(meta) = released.built {
+            self.snapshot_recorded(meta);
+        }
+        if self.gate <= self.pipeline.durable() {
+            self.out.append(&mut self.held);
+        }
+        self.route(released.messages);
+    }
+
+    /// Sends messages: snapshots go aside, and behind a stalled disk a leader falls silent (R12).
+    fn route(&mut self, messages: Vec<Message>) {
+        use eraftpb::MessageType as T;
+        let silent = self.is_leader() && self.stalled();
+        let mut send = Vec::with_capacity(messages.len());
+        for message in messages {
+            match message.inner.get_msg_type() {
+                T::MsgAppend | T::MsgHeartbeat | T::MsgSnapshot if silent => {}
+                T::MsgSnapshot => self.send_snapshot(message),
+                // Every other type is a small message of the protocol.
+                _ => send.push(message),
+            }
+        }
+        if !send.is_empty() {
+            self.out.push(Effect::Send(send));
+        }
+    }
+
+    /// Folds committed entries in, in order, and queues the Store's share.
+    fn emit(&mut self, committed: Vec<eraftpb::Entry>, number: u64, batch: &mut LogBatch) {
+        let Some(last) = committed.last().map(|e| e.index) else { return };
+        let mut items = Vec::with_capacity(committed.len());
+        for entry in committed {
+            let entry = Entry::from(&entry);
+            let position = Position { index: entry.index, term: entry.term };
+            let replies = self.proposals.decide(position.term, position.index);
+            let known = self.membership.as_ref().map_or(0, |m| m.index);
+            let (changed, data) = match self.fold_entry(&entry, known) {
+                Ok(folded) => folded,
+                Err(error) => return self.fail(error),
+            };
+            if changed {
+                // R7: the Store hears of this index once the record is durable.
+                self.queue_apply(std::mem::take(&mut items));
+                self.gate = number;
+                batch.membership = self.membership.as_ref().map(crate::types::Membership::encode);
+                self.membership_changed(position);
+            }
+            self.changes.decide(position, self.membership.as_ref().filter(|_| changed));
+            if entry.index > self.store_floor {
+                items.push(Committed { index: entry.index, data, replies });
+            }
+        }
+        self.emitted = self.emitted.max(last);
+        self.queue_apply(items);
+        self.raw.advance_apply_to(last);
+    }
+
+    /// One committed entry: whether it changed the membership, and what the Store gets of it.
+    fn fold_entry(&mut self, entry: &Entry, known: Index) -> Result<(bool, bytes::Bytes), Error> {
+        let nothing = bytes::Bytes::new();
+        match entry.kind {
+            EntryKind::ConfChangeV2 | EntryKind::ConfChange => {
+                Ok((entry.index > known && self.apply_conf_change(entry), nothing))
+            }
+            EntryKind::Normal => match envelope::open(&entry.data) {
+                Ok(Envelope::Empty) => Ok((false, nothing)),
+                Ok(Envelope::Commands(body)) => Ok((false, body)),
+                Ok(Envelope::Membership(body)) => Ok((
+                    entry.index > known && self.apply_address_change(&body, entry.index),
+                    nothing,
+                )),
+                Err(reason) => Err(Error::StoreFailed {
+                    index: entry.index,
+                    reason,
+                    remedy: "nothing was lost; start this node with the newer release",
+                }),
+            },
+        }
+    }
+
+    fn membership_changed(&mut self, at: Position) {
+        let Some(m) = self.membership.clone() else { return };
+        slog::info!(self.logger, "membership changed"; "index" => at.index,
+            "members" => m.members.len(), "voters" => ?m.conf_state.voters,
+            "learners" => ?m.conf_state.learners);
+        self.out.push(Effect::SetPeers(m));
+        self.status_changed = true;
+    }
+
+    fn queue_apply(&mut self, items: Vec<Committed>) {
+        if !items.is_empty() {
+            self.fifo(Effect::Apply(items));
+        }
+    }
+
+    fn take_incoming(&mut self, snapshot: &eraftpb::Snapshot) -> Option<SnapshotMeta> {
+        let index = snapshot.get_metadata().index;
+        self.incoming.take().filter(|m| m.position.index == index)
+    }
+
+    /// An incoming snapshot replaces everything up to its index. The Store restores it once its
+    /// record is durable, and before anything that follows, reads included.
+    fn adopt_snapshot(&mut self, meta: &SnapshotMeta, number: u64) {
+        let index = meta.position.index;
+        self.gate = number;
+        self.fifo(Effect::Install { meta: meta.clone() });
+        slog::info!(self.logger, "installing snapshot"; "index" => index, "bytes" => meta.size);
+        self.installing = Some(index);
+        self.emitted = index;
+        self.store_floor = index;
+        self.snapshots.resume(meta);
+        self.proposals.covered(index);
+        self.changes.covered(index);
+        self.membership = Some(meta.membership.clone());
+        self.out.push(Effect::SetPeers(meta.membership.clone()));
+        self.status_changed = true;
+    }
+
+    /// The Store has restored a snapshot: it need not be done again.
+    pub(super) fn on_installed(&mut self, index: Index) {
+        self.store_applied = self.store_applied.max(index);
+        if self.installing != Some(index) {
+            return;
+        }
+        self.installing = None;
+        let position = self.cache().snapshot_meta().map(|m| m.position);
+        if let Some(position) = position.filter(|p| p.index == index) {
+            let record = SnapshotRecord { position, installing: false };
+            self.persist_own(LogBatch { snapshot: Some(record), ..LogBatch::default() }, None);
+            self.out.push(Effect::Compact { through: position, keep_snapshot: index });
+        }
+    }
+}
+
+fn fold_snapshot(batch: &mut LogBatch, meta: &SnapshotMeta) {
+    batch.reset = Some(meta.position);
+    batch.membership = Some(meta.membership.encode());
+    batch.snapshot = Some(SnapshotRecord { position: meta.position, installing: true });
+}
+
+fn wrap(messages: Vec<eraftpb::Message>) -> Vec<Message> {
+    messages.into_iter().map(Message::new).collect()
+}
+
+fn internal(reason: &str) -> Error {
+    Error::Internal { part: "node", reason: reason.to_owned() }
+}
+
+/// What a hard state and a log must be to each other when they are loaded.
+pub(super) fn check_loaded(hs: &HardState, last: Position, commit: Index) -> Result<(), Error> {
+    if commit > last.index {
+        return Err(Error::Storage(StorageError::Contract(format!(
+            "the log ends at index {}, but index {commit} is known to be committed: the log is \
+             behind the state. Restore the whole data directory from one moment, or remove this \
+             node from the cluster and let it join again empty",
+            last.index
+        ))));
+    }
+    if last.term > hs.term {
+        return Err(Error::Storage(StorageError::Contract(format!(
+            "the log holds term {}, but the recorded term is {}: the data directory is damaged. \
+             Remove this node from the cluster and let it join again empty",
+            last.term, hs.term
+        ))));
+    }
+    Ok(())
+}

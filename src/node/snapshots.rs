@@ -1,0 +1,170 @@
+//! Snapshots and compaction: when to take one, what may be dropped, who is being sent one.
+//!
+//! Invariants:
+//! - the log is compacted only below a snapshot whose file and record are durable (R10), and a
+//!   trailing window stays for followers that lag a little;
+//! - every MsgSnapshot is reported exactly once (H7); a peer in Snapshot state has an active
+//!   transfer, or is reported as failed on the next tick (I16).
+
+use std::collections::BTreeMap;
+
+use raft_rs::{ProgressState, SnapshotStatus};
+
+use super::Node;
+use super::effect::Effect;
+use crate::log::{LogBatch, SnapshotRecord};
+use crate::types::{Index, Message, Position, RaftId, SnapshotMeta};
+
+/// Ticks before a snapshot that failed is tried again, in election timeouts.
+const RETRY_TIMEOUTS: u64 = 5;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Snapshots {
+    /// Whether the Store is being captured.
+    capturing: bool,
+    /// No capture before this tick.
+    not_before: u64,
+    /// Position of the newest durable snapshot of the own Store, as decided last.
+    newest: Index,
+    /// Its size: a large state waits until the log has grown by as much.
+    newest_size: u64,
+    /// Peers that are being sent a snapshot, and its index.
+    transfers: BTreeMap<RaftId, Index>,
+}
+
+impl Snapshots {
+    pub(super) fn resume(&mut self, meta: &SnapshotMeta) {
+        self.newest = meta.position.index;
+        self.newest_size = meta.size;
+    }
+
+    pub(super) fn newest(&self) -> Index {
+        self.newest
+    }
+}
+
+impl Node {
+    /// Asks for a snapshot of the Store when the log has grown enough, or a peer needs one.
+    pub(super) fn maybe_capture(&mut self) {
+        if self.snapshots.capturing || self.tick < self.snapshots.not_before {
+            return;
+        }
+        let newest = self.snapshots.newest.max(self.cache().compacted().index);
+        let grown = self.emitted.saturating_sub(newest);
+        let bytes = self.cache().bytes_between(newest, self.emitted);
+        let enough = self.limits.snapshot_bytes.max(self.snapshots.newest_size);
+        let due = grown >= self.limits.snapshot_entries || bytes >= enough;
+        let Some(membership) = self.membership.clone() else { return };
+        let Some(term) = self.cache().term_at(self.emitted) else { return };
+        let wanted = self.cache().take_wanted() && self.is_leader();
+        // The founding is index 1: there is nothing of the Store in it, and it is never sent.
+        if self.installing.is_some() || self.emitted < 2 || !(due && grown > 0 || wanted) {
+            return;
+        }
+        self.snapshots.capturing = true;
+        let position = Position { index: self.emitted, term };
+        self.fifo(Effect::Capture { position, membership });
+    }
+
+    /// A snapshot of the own Store is a file now: record it, then compact.
+    pub(super) fn snapshot_built(&mut self, meta: SnapshotMeta) {
+        self.snapshots.capturing = false;
+        self.cache().take_wanted();
+        if meta.position.index <= self.snapshots.newest
+            || meta.position.index <= self.cache().compacted().index
+        {
+            return;
+        }
+        slog::info!(self.logger, "snapshot taken"; "index" => meta.position.index,
+            "bytes" => meta.size);
+        let record = SnapshotRecord { position: meta.position, installing: false };
+        let batch = LogBatch { snapshot: Some(record), ..LogBatch::default() };
+        self.persist_own(batch, Some(meta));
+    }
+
+    pub(super) fn snapshot_failed(&mut self) {
+        self.snapshots.capturing = false;
+        self.snapshots.not_before = self.tick + RETRY_TIMEOUTS * self.limits.election_tick;
+    }
+
+    /// The record of a snapshot is durable: it may be sent, and the log below it may go (R10).
+    pub(super) fn snapshot_recorded(&mut self, meta: SnapshotMeta) {
+        self.snapshots.resume(&meta);
+        let keep_snapshot = meta.position.index;
+        self.raw.mut_store().set_snapshot(meta);
+        let through = self.compaction_point(keep_snapshot);
+        if through > self.cache().compacted().index {
+            let through = self.raw.mut_store().compact(through);
+            self.out.push(Effect::Compact { through, keep_snapshot });
+        }
+    }
+
+    /// The last entry that nobody needs any more.
+    fn compaction_point(&self, snapshot: Index) -> Index {
+        let cache = self.cache();
+        let mut through = snapshot.saturating_sub(self.limits.snapshot_trailing_entries);
+        let floor = cache.compacted().index.max(through);
+        // The trailing window is also bounded in bytes: halve the search by bisection.
+        let (mut low, mut high) = (floor, snapshot);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if cache.bytes_between(middle, snapshot) > self.limits.snapshot_trailing_bytes {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        through = through.max(low);
+        // Entries above a snapshot that is on its way are kept, up to a bound.
+        let sending = self.snapshots.transfers.values().copied().min().unwrap_or(through);
+        if cache.bytes_between(sending, snapshot) <= self.limits.snapshot_bytes {
+            through = through.min(sending);
+        }
+        through
+    }
+
+    /// A MsgSnapshot leaves: its file is streamed aside.
+    pub(super) fn send_snapshot(&mut self, mut message: Message) {
+        let to = message.to();
+        let index = message.inner.get_snapshot().get_metadata().index;
+        let meta = self.cache().snapshot_meta().filter(|m| m.position.index == index).cloned();
+        let Some(meta) = meta else {
+            self.raw.report_snapshot(to, SnapshotStatus::Failure);
+            return;
+        };
+        if self.snapshots.transfers.insert(to, index).is_some() {
+            // The transfer that runs already will report for both.
+            return;
+        }
+        slog::info!(self.logger, "sending snapshot"; "peer" => to, "index" => index);
+        message.snapshot = Some(Box::new(meta));
+        self.out.push(Effect::SendSnapshot { to, message });
+    }
+
+    pub(super) fn snapshot_sent(&mut self, to: RaftId, ok: bool) {
+        if self.snapshots.transfers.remove(&to).is_some() {
+            let status = if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+            self.raw.report_snapshot(to, status);
+        }
+    }
+
+    /// The watchdog of H7: whoever is in Snapshot state without a transfer is probed again.
+    pub(super) fn watch_transfers(&mut self) {
+        if !self.is_leader() {
+            return;
+        }
+        let lost: Vec<RaftId> = self
+            .raw
+            .raft
+            .prs()
+            .iter()
+            .filter(|(_, p)| p.state == ProgressState::Snapshot)
+            .map(|(id, _)| *id)
+            .filter(|id| !self.snapshots.transfers.contains_key(id))
+            .collect();
+        for id in lost {
+            self.raw.report_snapshot(id, SnapshotStatus::Failure);
+        }
+    }
+}

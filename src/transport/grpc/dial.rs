@@ -1,0 +1,135 @@
+//! Connections to other nodes: resolve, connect, and keep a few for requests.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+use tonic::transport::{Channel, Endpoint};
+
+use super::GrpcOptions;
+use super::status::chain;
+use crate::pb::raft_client::RaftClient;
+
+/// Channels for requests that are kept at most; the least recently used goes first.
+const MAX_CHANNELS: usize = 64;
+/// A channel that was idle for longer is not used again: below the server's idle timeout, so that
+/// a request does not run into a connection that is just being closed.
+const MAX_IDLE: Duration = Duration::from_secs(20);
+
+/// Connects to `addr`. Nothing has been sent when this fails.
+///
+/// # Errors
+/// In words: does not resolve, refused, timed out.
+pub(super) async fn connect(addr: &str, options: &GrpcOptions) -> Result<Channel, String> {
+    let attempt = async {
+        let mut failure = "it resolves to no address".to_owned();
+        for target in resolve(addr).await? {
+            match endpoint(target, options)?.connect().await {
+                Ok(channel) => return Ok(channel),
+                Err(error) => failure = chain(&error),
+            }
+        }
+        Err(failure)
+    };
+    match timeout(options.connect_timeout, attempt).await {
+        Ok(result) => result,
+        Err(_) => Err(format!("no connection within {:?}", options.connect_timeout)),
+    }
+}
+
+/// A client on a channel, with our limits.
+pub(super) fn client(channel: Channel, options: &GrpcOptions) -> RaftClient<Channel> {
+    RaftClient::new(channel)
+        .max_decoding_message_size(options.message_size)
+        .max_encoding_message_size(options.message_size)
+}
+
+async fn resolve(addr: &str) -> Result<Vec<SocketAddr>, String> {
+    if let Ok(literal) = addr.parse() {
+        return Ok(vec![literal]);
+    }
+    let port = addr.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    if port.is_none() {
+        return Err("an address is written host:port".to_owned());
+    }
+    match tokio::net::lookup_host(addr).await {
+        Ok(found) => Ok(found.collect()),
+        Err(error) => Err(format!("the host name does not resolve ({error}); correct the address")),
+    }
+}
+
+fn endpoint(target: SocketAddr, o: &GrpcOptions) -> Result<Endpoint, String> {
+    let endpoint =
+        Endpoint::from_shared(format!("http://{target}")).map_err(|error| chain(&error))?;
+    Ok(endpoint
+        .connect_timeout(o.connect_timeout)
+        .tcp_nodelay(true)
+        .initial_stream_window_size(super::STREAM_WINDOW)
+        .initial_connection_window_size(super::CONNECTION_WINDOW)
+        .max_frame_size(super::MAX_FRAME)
+        .http2_max_header_list_size(super::MAX_HEADERS)
+        .http2_keep_alive_interval(o.keepalive_interval)
+        .keep_alive_timeout(o.keepalive_timeout)
+        .keep_alive_while_idle(true))
+}
+
+/// Channels for requests, by address.
+#[derive(Debug, Default)]
+pub(super) struct Channels {
+    kept: Mutex<HashMap<String, Kept>>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    channel: Channel,
+    used: Instant,
+}
+
+impl Channels {
+    /// A channel to `addr`, kept or new.
+    ///
+    /// # Errors
+    /// Those of [`connect`].
+    pub(super) async fn get(&self, addr: &str, options: &GrpcOptions) -> Result<Channel, String> {
+        if let Some(channel) = self.kept(addr) {
+            return Ok(channel);
+        }
+        let channel = connect(addr, options).await?;
+        let mut kept = self.lock();
+        if kept.len() >= MAX_CHANNELS
+            && let Some(oldest) =
+                kept.iter().min_by_key(|(_, k)| k.used).map(|(addr, _)| addr.clone())
+        {
+            kept.remove(&oldest);
+        }
+        kept.insert(addr.to_owned(), Kept { channel: channel.clone(), used: Instant::now() });
+        Ok(channel)
+    }
+
+    /// Forgets the channel to `addr`: it failed, and the name may resolve to another host now.
+    pub(super) fn forget(&self, addr: &str) {
+        self.lock().remove(addr);
+    }
+
+    /// Closes all.
+    pub(super) fn clear(&self) {
+        self.lock().clear();
+    }
+
+    fn kept(&self, addr: &str) -> Option<Channel> {
+        let mut kept = self.lock();
+        let one = kept.get_mut(addr)?;
+        if one.used.elapsed() > MAX_IDLE {
+            kept.remove(addr);
+            return None;
+        }
+        one.used = Instant::now();
+        Some(one.channel.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
