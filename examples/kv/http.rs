@@ -116,7 +116,7 @@ async fn read(
         Some(_) => Consistency::Stale,
     };
     let answer = mailbox.query_with(key.into_bytes(), consistency).await?;
-    Ok(match decode_value(answer) {
+    Ok(match decode_value(answer.data) {
         Some(value) => {
             ([(header::CONTENT_TYPE, "application/octet-stream")], value).into_response()
         }
