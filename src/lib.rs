@@ -12,13 +12,20 @@ mod types;
 
 mod driver;
 pub mod log;
+mod mailbox;
 mod node;
+mod raft;
 mod snapshot;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod transport;
 pub mod vfs;
 
+pub use async_trait::async_trait;
 pub use config::{Config, Durability};
 pub use error::{Error, Leader, Outcome, Result, StorageError};
+pub use mailbox::{Answer, Consistency, Mailbox};
+pub use raft::Raft;
 pub use status::{LeaderChange, MemberStatus, Replication, Role, Status};
 pub use store::{Committed, Store};
 pub use types::{

@@ -94,11 +94,16 @@ pub trait Store: Send + Sync + 'static {
         None
     }
 
-    /// Refuses malformed bytes before they are appended, on the node that proposes them.
+    /// Refuses malformed bytes before they are appended, on the node that proposes them. It runs
+    /// in the caller's task and sees the bytes alone: what depends on the state is for
+    /// [`Store::apply`] to reject, alike on every replica.
     ///
     /// # Errors
     /// A rejection goes to the caller; nothing is appended.
-    fn check(&self, message: &[u8]) -> Result<()> {
+    fn check(message: &[u8]) -> Result<()>
+    where
+        Self: Sized,
+    {
         let _ = message;
         Ok(())
     }

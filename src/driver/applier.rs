@@ -28,6 +28,7 @@ use tokio::runtime::Handle;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::batch::{Batch, Panic, answer, judge, panicked, reason_of};
+use super::capture::Pending;
 use super::fatal::FatalSink;
 use super::inbox::Inbox;
 use super::patience::{Limiter, Patience};
@@ -339,22 +340,10 @@ impl<S: Store> Task<S> {
             Ok(Err(error)) => return self.capture_failed(index, &reason_of(error)),
             Err(panic) => return self.capture_failed(index, &panicked("snapshot", &*panic)),
         };
-        let outcome = CaptureOutcome { inbox: self.parts.inbox.clone(), meta: None };
-        let Parts { snapshots, logger, .. } = self.parts.clone();
-        self.writes.spawn_blocking(move || {
-            let mut outcome = outcome;
-            match write_snapshot(&snapshots, position, membership, &data) {
-                Ok(meta) => {
-                    info!(logger, "snapshot taken"; "index" => index, "term" => position.term,
-                        "bytes" => meta.size);
-                    outcome.meta = Some(meta);
-                }
-                Err(error) => {
-                    warn!(logger, "snapshot could not be written; it will be tried again";
-                        "index" => index, "error" => %error);
-                }
-            }
-        });
+        let parts = &self.parts;
+        let pending =
+            Pending::new(&parts.snapshots, position, membership, &parts.inbox, &parts.logger);
+        self.writes.spawn_blocking(move || pending.write(&data));
     }
 
     fn capture_failed(&self, index: Index, reason: &str) {
@@ -404,32 +393,6 @@ fn send_query_answer(reply: Reply<Applied>, index: Index, answer: Result<Result<
     // A query changes nothing, so a panic in one concerns its caller only.
     let answer = answer.unwrap_or_else(|panic| Err(Error::Rejected(panicked("query", &*panic))));
     reply.send(answer.map(|data| Applied { index, data }));
-}
-
-fn write_snapshot(
-    dir: &SnapshotDir,
-    position: Position,
-    membership: Membership,
-    data: &[u8],
-) -> Result<SnapshotMeta, StorageError> {
-    let mut writer = dir.create(position, membership)?;
-    writer.write(data)?;
-    writer.finish()
-}
-
-/// Tells how a capture ended, whatever ends it.
-struct CaptureOutcome {
-    inbox: Arc<Inbox>,
-    meta: Option<SnapshotMeta>,
-}
-
-impl Drop for CaptureOutcome {
-    fn drop(&mut self) {
-        self.inbox.complete(match self.meta.take() {
-            Some(meta) => Event::SnapshotBuilt { meta },
-            None => Event::SnapshotFailed,
-        });
-    }
 }
 
 fn still_shared() -> Error {

@@ -113,8 +113,7 @@ impl Opened {
             }],
             next_raft_id: FOUNDER + 1,
         };
-        let hard_state =
-            HardState { term: FOUNDING.term, vote: 0, commit: FOUNDING.index };
+        let hard_state = HardState { term: FOUNDING.term, vote: 0, commit: FOUNDING.index };
         let record = membership.encode();
         self.storage.log.append(&[LogBatch {
             reset: Some(FOUNDING),
@@ -146,10 +145,13 @@ impl Opened {
         let Some(record) = self.recovered.membership.clone() else { return Ok(None) };
         match Membership::decode(record) {
             Ok(membership) => Ok(Some(membership)),
-            Err(reason) => Err(refuse(&self.storage, &format!(
-                "its membership record does not decode ({reason}); it was written by a newer \
+            Err(reason) => Err(refuse(
+                &self.storage,
+                &format!(
+                    "its membership record does not decode ({reason}); it was written by a newer \
                  release: upgrade this node, or remove it and join with an empty directory"
-            ))),
+                ),
+            )),
         }
     }
 

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::runtime::Handle;
 
+use super::shared::View;
 use crate::pb;
 use crate::pb::response::Kind as Answer;
 use crate::transport::{Transport, TransportError};
@@ -26,6 +27,14 @@ impl Caller {
         Self { runtime, transport }
     }
 
+    /// Tells the transport who the peers are, before there is a loop that does.
+    pub(crate) fn set_peers(&self, view: &View) {
+        if let Some(peers) = view.peers() {
+            let transport = self.transport.clone();
+            drop(self.runtime.spawn(async move { transport.set_peers(peers) }));
+        }
+    }
+
     /// Asks one node.
     pub(crate) async fn call(
         &self,
@@ -38,8 +47,7 @@ impl Caller {
             cluster.map_or_else(Bytes::new, |id| Bytes::copy_from_slice(&id.to_bytes()));
         let request = pb::Request { cluster_id, kind: Some(kind) };
         let (transport, to) = (self.transport.clone(), addr.to_owned());
-        let task =
-            self.runtime.spawn(async move { transport.call(&to, request, timeout).await });
+        let task = self.runtime.spawn(async move { transport.call(&to, request, timeout).await });
         match task.await {
             Ok(response) => Ok(response?.kind),
             Err(_) => Err(TransportError::Lost {

@@ -14,10 +14,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::applier::{Applier, Job};
 use super::forwarder::Forwarder;
 use super::inbox::{Classes, Stop};
-use super::log_writer::LogQueue;
-use super::queue::{ApplyQueue, Work};
+use super::log_writer::{Close, LogQueue};
 use super::shared::{Shared, View};
 use super::snapshotter::Snapshotter;
 use crate::error::Error;
@@ -30,14 +30,34 @@ use crate::types::Membership;
 /// Requests that the node takes in one turn; the rest waits for the next.
 const REQUESTS_PER_TURN: usize = 8192;
 
-/// Where effects go.
+/// Where effects go. Dropping it ends the log and the apply task: what was committed is applied,
+/// and the log is left unsealed unless it was sealed before.
 #[derive(Debug)]
 pub(crate) struct Ports {
-    pub(crate) transport: Arc<dyn Transport>,
-    pub(crate) log: Arc<LogQueue>,
-    pub(crate) apply: ApplyQueue,
-    pub(crate) forwarder: Forwarder,
-    pub(crate) snapshotter: Arc<Snapshotter>,
+    transport: Arc<dyn Transport>,
+    log: Arc<LogQueue>,
+    apply: Applier,
+    forwarder: Forwarder,
+    snapshotter: Arc<Snapshotter>,
+}
+
+impl Ports {
+    pub(crate) fn new(
+        transport: Arc<dyn Transport>,
+        log: Arc<LogQueue>,
+        apply: Applier,
+        forwarder: Forwarder,
+        snapshotter: Arc<Snapshotter>,
+    ) -> Self {
+        Self { transport, log, apply, forwarder, snapshotter }
+    }
+}
+
+impl Drop for Ports {
+    fn drop(&mut self) {
+        self.log.close(Close::Abandon);
+        self.apply.finish();
+    }
 }
 
 /// Owns the node.
@@ -74,12 +94,23 @@ impl EventLoop {
     /// # Errors
     /// What the node cannot go on from.
     pub(crate) async fn run(mut self) -> Result<(), Error> {
+        let end = self.turns().await;
+        if let Ok(Stop::Drain) = end {
+            self.ports.log.close(Close::Seal);
+        }
+        // A transfer must not touch the disk once the directory's lock is gone.
+        self.ports.snapshotter.close().await;
+        end.map(|_| ())
+    }
+
+    /// Turn after turn, until the order to stop was carried out.
+    async fn turns(&mut self) -> Result<Stop, Error> {
         self.dispatch()?;
         loop {
             self.shared.inbox.turn(self.next_tick, !self.backlog.is_empty()).await;
             self.shared.inbox.take(&mut self.taken);
             match self.taken.stop {
-                Some(Stop::Now) => return Ok(()),
+                Some(Stop::Now) => return Ok(Stop::Now),
                 Some(Stop::Drain) => self.drain(),
                 None => {}
             }
@@ -90,7 +121,7 @@ impl EventLoop {
                 self.dispatch()?;
             }
             if self.is_drained() {
-                return Ok(());
+                return Ok(Stop::Drain);
             }
         }
     }
@@ -146,12 +177,12 @@ impl EventLoop {
         match effect {
             Effect::Send(messages) => ports.transport.send(messages),
             Effect::Persist { number, batch } => ports.log.append(number, batch),
-            Effect::Apply(entries) => ports.apply.push(Work::Apply(entries)),
-            Effect::Query(reads) => ports.apply.push(Work::Query(reads)),
+            Effect::Apply(entries) => ports.apply.push(Job::Apply(entries)),
+            Effect::Query(reads) => ports.apply.push(Job::Query(reads)),
             Effect::Capture { position, membership } => {
-                ports.apply.push(Work::Capture { position, membership });
+                ports.apply.push(Job::Capture { position, membership });
             }
-            Effect::Install { meta } => ports.apply.push(Work::Install { meta }),
+            Effect::Install { meta } => ports.apply.push(Job::Install { meta }),
             Effect::SendSnapshot { to, message } => ports.snapshotter.send(to, message),
             Effect::Compact { through, keep_snapshot } => {
                 ports.log.compact(through);

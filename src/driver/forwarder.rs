@@ -16,7 +16,7 @@ use super::shared::Shared;
 use super::wire;
 use crate::error::{Error, Leader, Result};
 use crate::node::effect::Forward;
-use crate::node::event::{Applied, Change, Changed, Event, Proposal};
+use crate::node::event::{Change, Changed, Event, Proposal};
 use crate::pb;
 use crate::pb::request::Kind;
 use crate::reply::Reply;
@@ -258,4 +258,3 @@ fn split(proposals: Vec<Proposal>, most: u64) -> Vec<Vec<Proposal>> {
     }
     chunks
 }
-

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use slog::{info, warn};
 
 use super::shared::{SMALL, Shared, View};
+use super::snapshotter::Snapshotter;
 use super::wire::{self, respond};
 use crate::error::{Error, Result};
 use crate::node::event::{Applied, Change, Changed, Event, Proposal};
@@ -29,23 +30,11 @@ use crate::types::{ClusterId, Incarnation, Message, RaftId};
 /// The longest address that a member may have.
 const MAX_ADDR: usize = 1 << 10;
 
-/// Takes the body of a snapshot; the snapshotter does.
-#[async_trait]
-pub(crate) trait Receive: Send + Sync + 'static {
-    /// Returns once the snapshot is durable here and the node has been told.
-    async fn receive(
-        &self,
-        from: RaftId,
-        message: Message,
-        body: SnapshotStream,
-    ) -> std::result::Result<(), Refusal>;
-}
-
 /// See the module.
 pub(crate) struct PeerHandler {
     shared: Arc<Shared>,
     /// None until there is a directory to put them in.
-    snapshots: OnceLock<Arc<dyn Receive>>,
+    snapshots: OnceLock<Arc<Snapshotter>>,
     /// The highest boot counter heard of each raft id: an older copy of a directory has a lower
     /// one.
     boots: Mutex<BTreeMap<RaftId, u64>>,
@@ -57,7 +46,7 @@ impl PeerHandler {
     }
 
     /// Takes snapshots from now on.
-    pub(crate) fn take_snapshots(&self, snapshots: Arc<dyn Receive>) {
+    pub(crate) fn take_snapshots(&self, snapshots: Arc<Snapshotter>) {
         // NB: it is set once, by the only start that a node has.
         let _ = self.snapshots.set(snapshots);
     }

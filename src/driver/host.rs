@@ -4,6 +4,7 @@
 //! still looks for its cluster. A panic on it is caught and reported; it never reaches the host
 //! program (the tasks of the runtime catch their own).
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -29,6 +30,12 @@ pub(crate) struct Order {
     pub(crate) main: Box<dyn FnOnce() -> LocalBoxFuture<'static, Result<()>> + Send>,
     /// The log thread, waited for at the end.
     pub(crate) log_thread: JoinHandle<()>,
+}
+
+impl fmt::Debug for Order {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Order").field("log_thread", &self.log_thread).finish_non_exhaustive()
+    }
 }
 
 /// The thread. Dropping it without an order ends it.
@@ -81,9 +88,12 @@ impl Host {
         self.ended
     }
 
-    /// Ends the thread without a node; the receiver hears when it has ended.
-    pub(crate) fn cancel(self) -> oneshot::Receiver<()> {
-        self.ended
+    /// Ends the thread without a node, and waits until it has ended.
+    pub(crate) async fn cancel(self) -> Result<()> {
+        drop(self.order);
+        // NB: a thread that is gone already is as good.
+        let _ = self.ended.await;
+        Ok(())
     }
 }
 

@@ -60,16 +60,9 @@ impl LogQueue {
         self.push(Job::Compact(through));
     }
 
-    /// Ends the log thread. The first order counts, except that abandoning overrides sealing.
+    /// Ends the log thread; the first order counts.
     pub(crate) fn close(&self, how: Close) {
-        let mut state = self.lock();
-        if how == Close::Abandon {
-            state.jobs.clear();
-            state.close = Some(how);
-        } else {
-            state.close.get_or_insert(how);
-        }
-        drop(state);
+        self.lock().close.get_or_insert(how);
         self.wake.notify_one();
     }
 

@@ -1,7 +1,231 @@
-//! Driver
+//! The driver does: it starts the parts of a node, watches over them, and ends them.
+//!
+//! ```text
+//! user's runtime   lead/join future (supervisor)   apply task (owns the Store)
+//! node thread      event loop, transport tasks, snapshot transfers
+//! log thread       owns the log and the directory's lock
+//! ```
+//!
+//! Invariants:
+//! - whatever part fails or panics, the node stops, every waiter is answered, and the cause is
+//!   returned by `lead` or `join`; nothing unwinds into the host program;
+//! - the supervisor waits for no part for ever: a disk or a Store that hangs delays the end, and
+//!   cannot prevent it;
+//! - dropping the supervisor's future ends every part, too.
+
 pub(crate) mod applier;
 mod batch;
+pub(crate) mod boot;
+pub(crate) mod caller;
+mod capture;
+mod event_loop;
 pub(crate) mod fatal;
+mod forwarder;
+pub(crate) mod handler;
+pub(crate) mod host;
 pub(crate) mod inbox;
+pub(crate) mod joining;
+pub(crate) mod leave;
+mod log_writer;
 mod patience;
 pub(crate) mod queue;
+pub(crate) mod shared;
+mod snapshotter;
+mod wire;
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use slog::{info, warn};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::error::{Error, Result};
+use crate::node::event::{Change, Event};
+use crate::node::{Boot, Node};
+use crate::reply::reply;
+use crate::store::Store;
+use crate::transport::Transport;
+use applier::Applier;
+use boot::Storage;
+use event_loop::{EventLoop, Ports};
+use forwarder::Forwarder;
+use handler::PeerHandler;
+use host::{Host, Order};
+use inbox::Stop;
+use log_writer::LogQueue;
+use shared::{Phase, SMALL, Shared};
+use snapshotter::Snapshotter;
+
+/// How long a part that hangs may delay the end, beyond `Config::request_timeout`.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Ends every part when the supervisor goes away, however it does.
+#[derive(Debug)]
+pub(crate) struct AbortOnDrop(pub(crate) Arc<Shared>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What a node is started from.
+pub(crate) struct Start<S> {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) handler: Arc<PeerHandler>,
+    pub(crate) store: S,
+    pub(crate) boot: Boot,
+    pub(crate) storage: Storage,
+    /// Where peers reach this node.
+    pub(crate) addr: String,
+}
+
+/// Runs a node that belongs to a cluster, until it ends.
+///
+/// # Errors
+/// What ended it, unless it was told to stop or to leave.
+pub(crate) async fn run<S: Store>(start: Start<S>, host: Host) -> Result<()> {
+    let shared = start.shared.clone();
+    let _abort = AbortOnDrop(shared.clone());
+    let addr = start.addr.clone();
+    let (order, applying) = match launch(start) {
+        Ok(parts) => parts,
+        Err(e) => return host.cancel().await.and(Err(e)),
+    };
+    let ended = host.run(order);
+    let result = watch(&shared, &addr).await;
+    match &result {
+        Ok(()) => drain(&shared).await,
+        Err(_) => shared.abort(),
+    }
+    settle(&shared, ended, applying).await;
+    // A failure on the way down is a failure.
+    let result = result.and_then(|()| shared.fatal.wait().now_or_never().map_or(Ok(()), Err));
+    match result {
+        Err(Error::Removed { .. }) if shared.is_leaving() => Ok(()),
+        result => result,
+    }
+}
+
+/// Starts the log thread and the apply task; the order is for the node's thread.
+fn launch<S: Store>(start: Start<S>) -> Result<(Order, JoinHandle<Option<S>>)> {
+    let Start { shared, transport, handler, store, boot, storage, addr: _ } = start;
+    let Storage { log, snapshots, dir: _ } = storage;
+    let seed = match shared.config.seed {
+        Some(seed) => seed,
+        None => boot::random_seed()?,
+    };
+    let queue = Arc::new(LogQueue::default());
+    let log_thread = log_writer::spawn(log, queue.clone(), shared.clone())
+        .map_err(|e| Error::Internal { part: "log writer", reason: e.to_string() })?;
+    let parts = applier::Parts {
+        inbox: shared.inbox.clone(),
+        snapshots: snapshots.clone(),
+        fatal: shared.fatal.clone(),
+        logger: shared.logger.clone(),
+    };
+    let held = boot.store_applied.unwrap_or(0);
+    let (apply, applying) = Applier::spawn(&Handle::current(), store, held, &shared.config, parts);
+    let snapshotter = Arc::new(Snapshotter::new(
+        snapshots,
+        shared.inbox.clone(),
+        transport.clone(),
+        shared.logger.clone(),
+    ));
+    handler.take_snapshots(snapshotter.clone());
+    let forwarder = Forwarder::new(shared.clone(), transport.clone());
+    let ports = Ports::new(transport, queue, apply, forwarder, snapshotter);
+    let main = Box::new(move || main(shared, boot, seed, ports).boxed_local());
+    Ok((Order { main, log_thread }, applying))
+}
+
+/// The event loop, on the node's thread.
+async fn main(shared: Arc<Shared>, boot: Boot, seed: u64, ports: Ports) -> Result<()> {
+    let node = Node::new(&shared.config, boot, seed, &shared.logger)?;
+    EventLoop::new(node, shared, ports).run().await
+}
+
+/// Waits for what ends the node: a failure, or an order.
+async fn watch(shared: &Arc<Shared>, addr: &str) -> Result<()> {
+    let mut announce = pin!(announce(shared, addr).fuse());
+    loop {
+        tokio::select! {
+            biased;
+            error = shared.fatal.wait() => return Err(error),
+            () = shared.reached(Phase::Stopping) => return Ok(()),
+            () = &mut announce => {}
+        }
+    }
+}
+
+/// Tells the leader when this node's address is not the one that the members know.
+async fn announce(shared: &Arc<Shared>, addr: &str) {
+    let mut status = shared.status.subscribe();
+    loop {
+        // NB: the sender lives in shared, so the wait cannot fail.
+        let _ = status.wait_for(|s| s.leader_id != 0).await;
+        let view = shared.view();
+        let (Some(identity), Some(membership)) = (view.identity, view.membership.as_ref()) else {
+            sleep(shared.config.heartbeat).await;
+            continue;
+        };
+        let known = identity.cluster.and_then(|(_, me)| membership.by_raft(me));
+        if known.is_none_or(|m| m.addr == addr) {
+            return;
+        }
+        let change = Change::Update {
+            node_id: identity.node_id,
+            incarnation: identity.incarnation,
+            addr: addr.to_owned(),
+        };
+        let patience = shared.config.request_timeout;
+        match shared.ask(SMALL, patience, |reply| Event::Change { change, reply }).await {
+            Ok(_) => {
+                info!(shared.logger, "announced a new address"; "addr" => addr.to_owned());
+                return;
+            }
+            Err(Error::ShuttingDown) => return,
+            Err(e) => warn!(shared.logger, "could not announce the new address yet";
+                "addr" => addr.to_owned(), "reason" => %e),
+        }
+        sleep(shared.config.election_timeout()).await;
+    }
+}
+
+/// Ends the node in good order: nothing new, leadership elsewhere, what is in flight finished.
+async fn drain(shared: &Arc<Shared>) {
+    shared.inbox.close();
+    if shared.leads() && has_other_voters(shared) {
+        let (reply, waiter) = reply(None);
+        shared.inbox.complete(Event::Transfer { to: None, reply });
+        if let Err(e) = waiter.wait(shared.config.election_timeout() * 2).await {
+            warn!(shared.logger, "leadership could not be handed over"; "reason" => %e);
+        }
+    }
+    shared.inbox.stop(Stop::Drain);
+}
+
+fn has_other_voters(shared: &Shared) -> bool {
+    shared.view().membership.as_ref().is_some_and(|m| m.conf_state.voters.len() > 1)
+}
+
+/// Waits until the parts are gone; a part that hangs is left behind with a warning.
+async fn settle<S>(
+    shared: &Arc<Shared>,
+    ended: oneshot::Receiver<()>,
+    applying: JoinHandle<Option<S>>,
+) {
+    let patience = shared.config.request_timeout + GRACE;
+    if timeout(patience, ended).await.is_err() {
+        warn!(shared.logger, "the node's threads hang in the disk and are left behind");
+    }
+    if timeout(patience, applying).await.is_err() {
+        warn!(shared.logger, "the store hangs and is left behind");
+    }
+}

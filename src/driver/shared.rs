@@ -77,7 +77,7 @@ impl View {
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) logger: Logger,
-    pub(crate) inbox: Inbox,
+    pub(crate) inbox: Arc<Inbox>,
     pub(crate) admission: Admission,
     pub(crate) fatal: FatalSink,
     pub(crate) check: Check,
@@ -94,7 +94,7 @@ impl Shared {
         Self {
             config,
             logger,
-            inbox: Inbox::default(),
+            inbox: Arc::default(),
             admission,
             fatal: FatalSink::default(),
             check,

@@ -4,7 +4,7 @@ use super::Node;
 use super::gate::{self, GateView, Severity};
 use crate::error::{Error, StorageError};
 use crate::log::cache;
-use crate::types::{Message, RaftId, eraftpb::MessageType};
+use crate::types::{Message, RaftId, SnapshotMeta, eraftpb::MessageType};
 
 /// Refused messages that are logged one by one; behind them only every hundredth is.
 const LOGGED_REFUSALS: u64 = 10;
@@ -24,6 +24,7 @@ impl Node {
             return self.refuse(from, &message, reject);
         }
         self.hear(from);
+        let mut snapshot = None;
         match message.inner.get_msg_type() {
             // R19: a Store that hangs must not fill memory and disk.
             MessageType::MsgAppend if !message.inner.entries.is_empty() && self.is_behind() => {
@@ -37,13 +38,20 @@ impl Node {
                 if cache::header(&meta) != *message.inner.get_snapshot() {
                     return;
                 }
-                self.incoming = Some(*meta);
+                snapshot = Some(meta);
             }
             // All others go as they are.
             _ => {}
         }
         // An error means that the sender is no member as far as the engine knows: ignored.
         let _ = self.raw.step(message.inner);
+        // The engine ignores a snapshot that tells it nothing new; one it took in before stays.
+        let taken = |m: &SnapshotMeta| {
+            self.raw.snap().is_some_and(|s| s.get_metadata().index == m.position.index)
+        };
+        if let Some(meta) = snapshot.filter(|m| taken(m)) {
+            self.incoming = Some(*meta);
+        }
     }
 
     fn is_behind(&self) -> bool {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::vfs::{OpenMode, Vfs, VfsFile, VfsLock};
 
@@ -22,6 +22,7 @@ pub(crate) enum Failing {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FakeDisk {
     state: Arc<Mutex<State>>,
+    released: Arc<Condvar>,
 }
 
 #[derive(Debug, Default)]
@@ -30,6 +31,8 @@ struct State {
     /// Bytes that fit; None: endless.
     capacity: Option<usize>,
     failing: Option<Failing>,
+    /// Writers wait.
+    held: bool,
 }
 
 impl State {
@@ -48,6 +51,12 @@ impl FakeDisk {
 
     pub(crate) fn fail(&self, op: Option<Failing>) {
         self.lock().failing = op;
+    }
+
+    /// Makes every write wait, or lets them all go on.
+    pub(crate) fn hold(&self, held: bool) {
+        self.lock().held = held;
+        self.released.notify_all();
     }
 
     /// File names, in order.
@@ -138,7 +147,9 @@ impl VfsFile for FakeFile {
     }
 
     fn write_all_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()> {
-        let mut state = self.disk.lock();
+        let state = self.disk.lock();
+        let waited = self.disk.released.wait_while(state, |s| s.held);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
         state.check(Failing::Write)?;
         let end = offset as usize + buf.len();
         let used: usize = state.files.values().map(Vec::len).sum();

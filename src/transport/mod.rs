@@ -20,6 +20,8 @@ use crate::types::{ClusterId, Identity, Incarnation, Message, NodeId, RaftId};
 pub(crate) mod convert;
 pub mod grpc;
 pub mod memory;
+#[cfg(test)]
+pub(crate) mod recorder;
 
 /// Version of the wire protocol; peers with another one are refused.
 pub const PROTOCOL: u32 = 1;

@@ -23,6 +23,7 @@ mod snapshot;
 mod status;
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,6 @@
+//! The whole node, through its public interface.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod basics;
+mod grpc;
+mod support;

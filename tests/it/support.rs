@@ -1,0 +1,63 @@
+//! A Store for the tests, and configurations that react fast.
+
+use std::time::Duration;
+
+use raftline::{Config, Result, Store, async_trait};
+
+/// Appends every command; a query gives the length, or the command at a place.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Journal {
+    pub(crate) commands: Vec<Vec<u8>>,
+}
+
+#[async_trait]
+impl Store for Journal {
+    async fn apply(&mut self, message: &[u8]) -> Result<Vec<u8>> {
+        if message == b"reject" {
+            return Err("rejected as asked".into());
+        }
+        self.commands.push(message.to_vec());
+        Ok((self.commands.len() as u64).to_le_bytes().to_vec())
+    }
+
+    async fn query(&self, query: &[u8]) -> Result<Vec<u8>> {
+        if query.is_empty() {
+            return Ok((self.commands.len() as u64).to_le_bytes().to_vec());
+        }
+        let at = usize::from_str_radix(std::str::from_utf8(query).unwrap_or(""), 10);
+        let at = at.map_err(|e| e.to_string())?;
+        Ok(self.commands.get(at).cloned().unwrap_or_default())
+    }
+
+    async fn snapshot(&self) -> Result<Vec<u8>> {
+        Ok(bincode::serialize(&self.commands)?)
+    }
+
+    async fn restore(&mut self, snapshot: &[u8]) -> Result<()> {
+        self.commands = bincode::deserialize(snapshot)?;
+        Ok(())
+    }
+}
+
+/// Short ticks, patient calls.
+pub(crate) fn config() -> Config {
+    Config {
+        heartbeat: Duration::from_millis(10),
+        request_timeout: Duration::from_secs(20),
+        ..Config::default()
+    }
+}
+
+pub(crate) fn logger() -> slog::Logger {
+    if std::env::var_os("RAFTLINE_LOG").is_none() {
+        return slog::Logger::root(slog::Discard, slog::o!());
+    }
+    use slog::Drain;
+    let decorator = slog_term::PlainSyncDecorator::new(slog_term::TestStdoutWriter);
+    slog::Logger::root(slog_term::FullFormat::new(decorator).build().fuse(), slog::o!())
+}
+
+/// The number in an answer of [`Journal`].
+pub(crate) fn number(answer: &[u8]) -> u64 {
+    u64::from_le_bytes(answer.try_into().unwrap())
+}
