@@ -124,7 +124,9 @@ fn purity_faults(source: &Source) -> Vec<String> {
 
 fn word_faults(source: &Source) -> Vec<String> {
     let mut faults = Vec::new();
-    for word in FORBIDDEN.iter().filter(|word| source.names(word)) {
+    // Suites for tests fail the way tests do.
+    let suite = source.module.first().is_some_and(|m| m == "testing");
+    for word in FORBIDDEN.iter().filter(|word| !suite && source.names(word)) {
         faults.push(format!("{}: says {word}", source.name));
     }
     for name in source.declared_types() {

@@ -74,8 +74,11 @@ async fn the_getting_started_program_replicates_leaves_and_resumes() {
         node.mailbox.shutdown().await.unwrap();
         node.running.await.unwrap().unwrap();
     }
-    // Neither finds a leader now, and `lead` on a directory with data resumes.
-    let again = [run(1, &addrs, dir.path()).await, run(2, &addrs, dir.path()).await];
+    // One after the other, as a person starts them: the first finds nobody, and the second finds
+    // a member that waits for it. On a directory with data both resume.
+    let first = run(1, &addrs, dir.path()).await;
+    first.mailbox.wait_for(|s| s.role != Role::Starting).await.unwrap();
+    let again = [first, run(2, &addrs, dir.path()).await];
     for node in &again {
         assert_eq!(read(&node.mailbox, "3").await.as_deref(), Some("v"));
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use raftline::{Config, Mailbox, Raft};
+use raftline::{Config, Error, Mailbox, Raft};
 use slog::{Drain, Logger, info, o, warn};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -89,9 +89,14 @@ async fn start(
     let has_data = std::fs::read_dir(data_dir).is_ok_and(|mut dir| dir.next().is_some());
     let mut told = false;
     loop {
-        if let Some((leader, leader_addr)) = raft.find_leader_info(flags.peer.clone()).await? {
-            info!(logger, "joining"; "leader" => leader, "addr" => &leader_addr);
-            return Ok(tokio::spawn(raft.join(id, addr, Some(leader), leader_addr)));
+        match raft.find_leader_info(flags.peer.clone()).await {
+            Ok(Some((leader, leader_addr))) => {
+                info!(logger, "joining"; "leader" => leader, "addr" => &leader_addr);
+                return Ok(tokio::spawn(raft.join(id, addr, Some(leader), leader_addr)));
+            }
+            // There is a cluster without a leader: it may be waiting for this very node.
+            Ok(None) | Err(Error::NoLeader) => {}
+            Err(e) => return Err(e.into()),
         }
         match flags.peer.first() {
             _ if flags.found => return Ok(tokio::spawn(raft.lead(id))),

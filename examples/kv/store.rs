@@ -60,7 +60,7 @@ impl Store for Kv {
         Ok(())
     }
 
-    fn check(&self, message: &[u8]) -> Result<()> {
+    fn check(message: &[u8]) -> Result<()> {
         bincode::deserialize::<Command>(message)?;
         Ok(())
     }

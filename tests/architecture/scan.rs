@@ -91,7 +91,10 @@ impl Source {
     fn test_modules(&self) -> Vec<Vec<String>> {
         let starts = self.code.match_indices("#[cfg(test)]");
         let declared = starts.filter_map(|(at, attribute)| {
-            let rest = self.code[at + attribute.len()..].trim_start();
+            let mut rest = self.code[at + attribute.len()..].trim_start();
+            while let Some((_, behind)) = rest.strip_prefix("#[").and_then(|r| r.split_once(']')) {
+                rest = behind.trim_start();
+            }
             let rest = rest.strip_prefix("pub(crate)").unwrap_or(rest).trim_start();
             let name = rest.strip_prefix("mod ")?.split_once(';')?.0.trim();
             name.chars().all(is_ident).then(|| [&self.module[..], &[name.to_owned()]].concat())
@@ -414,6 +417,7 @@ fn test_code_is_told_apart() {
         Source::new("x".into(), vec![], "fn a() {}\n#[cfg(test)]\n#[x(y)]\nmod t { fn b() {} }");
     assert_eq!(source.functions().len(), 1);
     assert_eq!(source.all_functions().len(), 2);
-    let parent = Source::new("x".into(), vec!["m".into()], "#[cfg(test)]\nmod tests;\nfn a() {}");
+    let parent =
+        Source::new("x".into(), vec!["m".into()], "#[cfg(test)]\n#[x(y)]\nmod tests;\nfn a() {}");
     assert_eq!(parent.test_modules(), [["m".to_owned(), "tests".to_owned()]]);
 }
