@@ -31,6 +31,8 @@ mod patience;
 pub(crate) mod queue;
 pub(crate) mod shared;
 mod snapshotter;
+#[cfg(test)]
+pub(crate) mod wait_for;
 mod wire;
 
 use std::pin::pin;

@@ -222,8 +222,8 @@ async fn a_snapshot_is_refused_by_its_receiver() {
     let two = node_with(2, GrpcOptions::default(), |r| r.busy = true);
     let three = node_with(3, GrpcOptions::default(), |r| r.removed.extend([1]));
     one.knows(1, &[&two, &three]);
-    let (_, body) = body_of(30 << 20);
-    let result = one.transport.send_snapshot(snapshot(1, 2, 30 << 20), body).await;
+    let (_, body) = body_of(12 << 20);
+    let result = one.transport.send_snapshot(snapshot(1, 2, 12 << 20), body).await;
     assert_eq!(result, Err(Refusal::Busy("no room".to_owned()).into()));
     let (_, body) = body_of(10);
     let result = one.transport.send_snapshot(snapshot(1, 3, 10), body).await;
