@@ -98,7 +98,9 @@ async fn shutdown_finishes_what_is_in_flight_and_refuses_the_rest() {
         let mailbox = mailbox.clone();
         async move { mailbox.shutdown().await }
     });
-    while !matches!(mailbox.propose("x").await, Err(Error::ShuttingDown)) {}
+    // Those that come before the stop wait behind the one that hangs.
+    let impatient = mailbox.with_timeout(Duration::from_millis(5));
+    while !matches!(impatient.propose("x").await, Err(Error::ShuttingDown)) {}
     go.add_permits(1);
     waiting.await.unwrap().unwrap();
     stopping.await.unwrap().unwrap();

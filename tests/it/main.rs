@@ -5,5 +5,6 @@ mod basics;
 mod ends;
 mod grpc;
 mod membership;
+mod parts;
 mod restart;
 mod support;

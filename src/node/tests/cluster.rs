@@ -147,7 +147,13 @@ impl Cluster {
         (1..=n).for_each(|id| self.start(id).expect("a fresh founder starts"));
     }
 
-    fn machine(&mut self, id: NodeId, raft_id: RaftId, generation: u64, durable: bool) -> &mut Disk {
+    fn machine(
+        &mut self,
+        id: NodeId,
+        raft_id: RaftId,
+        generation: u64,
+        durable: bool,
+    ) -> &mut Disk {
         let identity = Identity {
             node_id: id,
             incarnation: incarnation(id, generation),
@@ -191,7 +197,8 @@ impl Cluster {
     }
 
     pub(super) fn leader(&self) -> Option<NodeId> {
-        let leads = |m: &Machine| m.node.as_ref().filter(|n| n.is_leader()).map(|n| n.raw.raft.term);
+        let leads =
+            |m: &Machine| m.node.as_ref().filter(|n| n.is_leader()).map(|n| n.raw.raft.term);
         let all = self.machines.iter().filter_map(|(id, m)| Some((leads(m)?, *id)));
         all.max().map(|(_, id)| id)
     }
@@ -534,7 +541,12 @@ impl Cluster {
         self.tell(id, Event::Transfer { to, reply });
     }
 
-    fn call<T: 'static>(&mut self, name: String, waiter: Waiter<T>, f: impl Fn(T) -> Answer + 'static) {
+    fn call<T: 'static>(
+        &mut self,
+        name: String,
+        waiter: Waiter<T>,
+        f: impl Fn(T) -> Answer + 'static,
+    ) {
         let future = async move { waiter.wait(Duration::from_secs(86_400)).await.map(f) };
         let sees = self.acknowledged.len();
         self.calls.push(Call { name, joins: None, sees, future: Box::pin(future) });

@@ -6,7 +6,6 @@
 
 use std::fmt::Write as _;
 
-
 use super::cluster::{Answer, Cluster, Packet, addr, incarnation};
 use super::text;
 use crate::node::event::{Change, Event, Freshness};
@@ -265,7 +264,8 @@ impl Script {
             },
             "dup" => {
                 let which = Which::parse(&words[1..]);
-                let copies: Vec<Packet> = c.net.iter().filter(|p| which.fits(p)).filter_map(text::copy).collect();
+                let copies: Vec<Packet> =
+                    c.net.iter().filter(|p| which.fits(p)).filter_map(text::copy).collect();
                 c.net.extend(copies);
             }
             _ => self.hand_over(words),
@@ -317,8 +317,13 @@ impl Script {
                 "status" => text::status(id, m),
                 "log" => text::log(id, m),
                 "disk" => text::disk(id, m),
-                "store" => format!("store {id}: applied {}: {}", m.store.applied, m.store.state.join(" ")),
-                "health" => format!("node {id}: {}", m.node.as_ref().map_or("down".into(), |n| n.status().health)),
+                "store" => {
+                    format!("store {id}: applied {}: {}", m.store.applied, m.store.state.join(" "))
+                }
+                "health" => format!(
+                    "node {id}: {}",
+                    m.node.as_ref().map_or("down".into(), |n| n.status().health)
+                ),
                 _ => text::members(id, m),
             };
             self.line(line);
@@ -376,4 +381,3 @@ impl Script {
         }
     }
 }
-

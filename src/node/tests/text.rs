@@ -173,7 +173,8 @@ pub(super) fn membership(m: &Membership) -> String {
             let role = if m.conf_state.voters.contains(&x.raft_id) { "voter" } else { "learner" };
             let usual = x.addr == super::cluster::addr(x.node_id);
             let at = if usual { String::new() } else { format!(" at {}", x.addr) };
-            let raft = if x.raft_id == x.node_id { String::new() } else { format!("/{}", x.raft_id) };
+            let raft =
+                if x.raft_id == x.node_id { String::new() } else { format!("/{}", x.raft_id) };
             format!("{}{raft} {role}{at}", x.node_id)
         })
         .collect();

@@ -85,7 +85,11 @@ impl Walk {
             }
             let Some(packet) = self.c.net.remove(i) else { return };
             let (from, to) = (packet.from, packet.to);
-            if lost { self.c.lose(packet) } else { self.c.deliver(packet) }
+            if lost {
+                self.c.lose(packet)
+            } else {
+                self.c.deliver(packet)
+            }
             // Sometimes several events come before the node is asked what it wants.
             if !late {
                 self.c.drive(to);
