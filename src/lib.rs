@@ -16,6 +16,8 @@ mod mailbox;
 mod node;
 mod raft;
 mod snapshot;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod transport;
 pub mod vfs;
 

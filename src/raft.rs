@@ -30,7 +30,7 @@ use crate::snapshot::dir::SnapshotDir;
 use crate::store::Store;
 use crate::transport::Transport;
 use crate::transport::grpc::{GrpcOptions, GrpcTransport, RaftService};
-use crate::types::NodeId;
+use crate::types::{ClusterId, Membership, NodeId};
 use crate::vfs::{MemVfs, RealVfs, Vfs};
 
 /// Where snapshots are kept, inside the data directory.
@@ -221,6 +221,7 @@ impl<S: Store> Raft<S> {
             return Ok(());
         }
         shared.enter(Phase::Running);
+        require_runtime()?;
         check_id(id)?;
         let addr = own_addr(&shared.config, addr, self.listen)?;
         let (opening, log) = (shared.clone(), self.log);
@@ -229,32 +230,35 @@ impl<S: Store> Raft<S> {
         shared.set_view(View { identity: Some(opened.identity), membership: opened.membership()? });
         let caller = core.serve(format!("raftline-{id}"))?;
         let known = [locked(&self.asked).clone(), shared.config.peers.clone()].concat();
-        let entering = enter(&shared, &caller, opened, &addr, entry, known);
-        let opened = tokio::select! {
-            biased;
-            () = shared.reached(Phase::Stopping) => None,
-            opened = entering => Some(opened?),
+        let applied = self.store.applied();
+        let entering = async {
+            let opened = enter(&shared, &caller, opened, &addr, entry, known).await?;
+            blocking(move || opened.into_boot(applied)).await
         };
-        let host = locked(&core.host).take();
-        let Some(host) = host else { return Err(Error::ShuttingDown) };
-        let Some(opened) = opened else {
-            // NB: a thread that is gone already is as good.
-            let _ = host.cancel().await;
-            return Ok(());
+        let entered = tokio::select! {
+            biased;
+            () = shared.reached(Phase::Stopping) => Ok(None),
+            entered = entering => entered.map(Some),
+        };
+        let Some(host) = locked(&core.host).take() else { return Err(Error::ShuttingDown) };
+        let (boot, storage) = match entered {
+            Ok(Some(entered)) => entered,
+            Ok(None) => return host.cancel().await,
+            Err(e) => return host.cancel().await.and(Err(e)),
         };
         info!(shared.logger, "starts"; "node" => id, "addr" => &addr,
-            "cluster" => opened.identity.cluster.map(|(c, _)| c.to_string()),
-            "boot" => opened.identity.boot);
-        driver::run(driver::Start {
+            "cluster" => boot.identity.cluster.map(|(c, _)| c.to_string()),
+            "boot" => boot.identity.boot);
+        let start = driver::Start {
             shared: shared.clone(),
-            transport: core.transport,
-            handler: core.handler,
-            host,
+            transport: core.transport.clone(),
+            handler: core.handler.clone(),
             store: self.store,
-            opened,
+            boot,
+            storage,
             addr,
-        })
-        .await
+        };
+        driver::run(start, host).await
     }
 }
 
@@ -302,7 +306,18 @@ async fn enter(
     entry: Entry,
     mut known: Vec<String>,
 ) -> Result<Opened> {
-    if opened.identity.cluster.is_some() {
+    if let Some((cluster, _)) = opened.identity.cluster {
+        if opened.recovered.membership.is_none() {
+            if let Entry::Join { known: first } = entry {
+                known.extend(first);
+            }
+            let known = unique(known.into_iter(), addr);
+            if known.is_empty() {
+                return Err(unmet(opened.storage.dir, cluster));
+            }
+            let membership = joining::find_membership(caller, &known, cluster).await;
+            meet(shared, caller, &opened, membership);
+        }
         return Ok(opened);
     }
     let opened = match entry {
@@ -338,6 +353,22 @@ async fn enter(
     };
     shared.set_view(View { identity: Some(opened.identity), membership: opened.membership()? });
     Ok(opened)
+}
+
+/// A node that joined and was stopped before its first snapshot came must ask who the others are.
+fn unmet(dir: PathBuf, cluster: ClusterId) -> Error {
+    let reason = format!(
+        "it has joined cluster {cluster} and holds nothing of it yet; start it with join, or name \
+         members in Config::peers"
+    );
+    Error::DataDir { dir, reason }
+}
+
+/// Makes the others known, so that the transport can answer them before the first snapshot.
+fn meet(shared: &Shared, caller: &Caller, opened: &Opened, membership: Membership) {
+    let view = View { identity: Some(opened.identity), membership: Some(membership) };
+    caller.set_peers(&view);
+    shared.set_view(view);
 }
 
 fn unique(addrs: impl Iterator<Item = String>, own: &str) -> Vec<String> {
@@ -380,6 +411,16 @@ async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(e) => Err(Error::Internal { part: "start", reason: e.to_string() }),
+    }
+}
+
+fn require_runtime() -> Result<()> {
+    match tokio::runtime::Handle::try_current() {
+        Ok(_) => Ok(()),
+        Err(e) => Err(Error::Internal {
+            part: "start",
+            reason: format!("lead and join must be awaited in a tokio runtime: {e}"),
+        }),
     }
 }
 

@@ -34,7 +34,7 @@ use super::inbox::Inbox;
 use super::patience::{Limiter, Patience};
 use super::queue::SwapQueue;
 use crate::config::Config;
-use crate::error::{Error, Result, StorageError};
+use crate::error::{Error, Result};
 use crate::node::effect::Committed;
 use crate::node::event::{Applied, Event, Read};
 use crate::reply::Reply;

@@ -88,9 +88,12 @@ impl Host {
         self.ended
     }
 
-    /// Ends the thread without a node; the receiver hears when it has ended.
-    pub(crate) fn cancel(self) -> oneshot::Receiver<()> {
-        self.ended
+    /// Ends the thread without a node, and waits until it has ended.
+    pub(crate) async fn cancel(self) -> Result<()> {
+        drop(self.order);
+        // NB: a thread that is gone already is as good.
+        let _ = self.ended.await;
+        Ok(())
     }
 }
 

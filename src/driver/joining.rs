@@ -75,6 +75,35 @@ pub(crate) async fn find_leader(
     }
 }
 
+/// The membership of this cluster, from the first of these that tells it; asks for ever.
+pub(crate) async fn find_membership(
+    caller: &Caller,
+    addrs: &[String],
+    cluster: ClusterId,
+) -> Membership {
+    let mut pause = pauses();
+    loop {
+        let answers = caller.infos(addrs, INFO_TIMEOUT).await;
+        let memberships =
+            answers.into_iter().filter_map(|(_, info)| Membership::from_pb(info.membership?).ok());
+        let newest = memberships.filter(|m| m.cluster_id == cluster).max_by_key(|m| m.index);
+        if let Some(membership) = newest {
+            return membership;
+        }
+        sleep(pause.next().unwrap_or(LONGEST_PAUSE)).await;
+    }
+}
+
+/// Ever longer pauses, without an end.
+fn pauses() -> impl Iterator<Item = Duration> + Send {
+    ExponentialBuilder::default()
+        .with_min_delay(FIRST_PAUSE)
+        .with_max_delay(LONGEST_PAUSE)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
 enum Attempt {
     Joined(Joined),
     /// Ask this one instead.
@@ -99,12 +128,7 @@ pub(crate) async fn join(
         incarnation: Bytes::copy_from_slice(&identity.incarnation.to_bytes()),
         addr: addr.to_owned(),
     });
-    let pauses = ExponentialBuilder::default()
-        .with_min_delay(FIRST_PAUSE)
-        .with_max_delay(LONGEST_PAUSE)
-        .with_jitter()
-        .without_max_times();
-    let mut pause = pauses.build();
+    let mut pause = pauses();
     loop {
         for first in known {
             let mut target = first.clone();

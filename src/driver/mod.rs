@@ -31,6 +31,8 @@ mod patience;
 pub(crate) mod queue;
 pub(crate) mod shared;
 mod snapshotter;
+#[cfg(test)]
+pub(crate) mod wait_for;
 mod wire;
 
 use std::pin::pin;
@@ -51,7 +53,7 @@ use crate::reply::reply;
 use crate::store::Store;
 use crate::transport::Transport;
 use applier::Applier;
-use boot::{Opened, Storage};
+use boot::Storage;
 use event_loop::{EventLoop, Ports};
 use forwarder::Forwarder;
 use handler::PeerHandler;
@@ -79,34 +81,32 @@ pub(crate) struct Start<S> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) handler: Arc<PeerHandler>,
-    pub(crate) host: Host,
     pub(crate) store: S,
-    pub(crate) opened: Opened,
+    pub(crate) boot: Boot,
+    pub(crate) storage: Storage,
     /// Where peers reach this node.
     pub(crate) addr: String,
-}
-
-/// The parts that are waited for at the end.
-struct Running {
-    ended: oneshot::Receiver<()>,
-    applying: JoinHandle<()>,
 }
 
 /// Runs a node that belongs to a cluster, until it ends.
 ///
 /// # Errors
 /// What ended it, unless it was told to stop or to leave.
-pub(crate) async fn run<S: Store>(start: Start<S>) -> Result<()> {
+pub(crate) async fn run<S: Store>(start: Start<S>, host: Host) -> Result<()> {
     let shared = start.shared.clone();
     let _abort = AbortOnDrop(shared.clone());
     let addr = start.addr.clone();
-    let running = launch(start)?;
+    let (order, applying) = match launch(start) {
+        Ok(parts) => parts,
+        Err(e) => return host.cancel().await.and(Err(e)),
+    };
+    let ended = host.run(order);
     let result = watch(&shared, &addr).await;
     match &result {
         Ok(()) => drain(&shared).await,
         Err(_) => shared.abort(),
     }
-    settle(&shared, running).await;
+    settle(&shared, ended, applying).await;
     // A failure on the way down is a failure.
     let result = result.and_then(|()| shared.fatal.wait().now_or_never().map_or(Ok(()), Err));
     match result {
@@ -115,14 +115,14 @@ pub(crate) async fn run<S: Store>(start: Start<S>) -> Result<()> {
     }
 }
 
-fn launch<S: Store>(start: Start<S>) -> Result<Running> {
-    let Start { shared, transport, handler, host, store, opened, addr: _ } = start;
+/// Starts the log thread and the apply task; the order is for the node's thread.
+fn launch<S: Store>(start: Start<S>) -> Result<(Order, JoinHandle<Option<S>>)> {
+    let Start { shared, transport, handler, store, boot, storage, addr: _ } = start;
+    let Storage { log, snapshots, dir: _ } = storage;
     let seed = match shared.config.seed {
         Some(seed) => seed,
         None => boot::random_seed()?,
     };
-    let store_applied = store.applied();
-    let (boot, Storage { log, snapshots, dir: _ }) = opened.into_boot(store_applied)?;
     let queue = Arc::new(LogQueue::default());
     let log_thread = log_writer::spawn(log, queue.clone(), shared.clone())
         .map_err(|e| Error::Internal { part: "log writer", reason: e.to_string() })?;
@@ -132,7 +132,7 @@ fn launch<S: Store>(start: Start<S>) -> Result<Running> {
         fatal: shared.fatal.clone(),
         logger: shared.logger.clone(),
     };
-    let held = store_applied.unwrap_or(0);
+    let held = boot.store_applied.unwrap_or(0);
     let (apply, applying) = Applier::spawn(&Handle::current(), store, held, &shared.config, parts);
     let snapshotter = Arc::new(Snapshotter::new(
         snapshots,
@@ -144,8 +144,7 @@ fn launch<S: Store>(start: Start<S>) -> Result<Running> {
     let forwarder = Forwarder::new(shared.clone(), transport.clone());
     let ports = Ports::new(transport, queue, apply, forwarder, snapshotter);
     let main = Box::new(move || main(shared, boot, seed, ports).boxed_local());
-    let ended = host.run(Order { main, log_thread });
-    Ok(Running { ended, applying: tokio::spawn(async move { drop(applying.await) }) })
+    Ok((Order { main, log_thread }, applying))
 }
 
 /// The event loop, on the node's thread.
@@ -219,12 +218,16 @@ fn has_other_voters(shared: &Shared) -> bool {
 }
 
 /// Waits until the parts are gone; a part that hangs is left behind with a warning.
-async fn settle(shared: &Arc<Shared>, running: Running) {
+async fn settle<S>(
+    shared: &Arc<Shared>,
+    ended: oneshot::Receiver<()>,
+    applying: JoinHandle<Option<S>>,
+) {
     let patience = shared.config.request_timeout + GRACE;
-    if timeout(patience, running.ended).await.is_err() {
+    if timeout(patience, ended).await.is_err() {
         warn!(shared.logger, "the node's threads hang in the disk and are left behind");
     }
-    if timeout(patience, running.applying).await.is_err() {
+    if timeout(patience, applying).await.is_err() {
         warn!(shared.logger, "the store hangs and is left behind");
     }
 }

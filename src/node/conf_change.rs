@@ -301,8 +301,8 @@ mod tests {
 
     #[test]
     fn old_form_is_refused_and_normal_entries_are_left_alone() {
-        let mut entry = eraftpb::Entry::default();
-        entry.data = Bytes::from_static(b"\xff\xff");
+        let data = Bytes::from_static(b"\xff\xff");
+        let mut entry = eraftpb::Entry { data, ..Default::default() };
         canonicalize(&mut entry).unwrap();
         assert_eq!(entry.data, &b"\xff\xff"[..]);
         entry.set_entry_type(eraftpb::EntryType::EntryConfChangeV2);

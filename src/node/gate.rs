@@ -7,8 +7,8 @@
 //! What it must never do: refuse what a correct member sends in a healthy cluster, unless raft
 //! would ignore it too or its sender repeats it anyway (`Severity::Stale`).
 //!
-//! - Rules are checked in the order of their numbers, cheap ones first; one function each: 1 to 3 here, 4, 5, 8
-//!   and 9 in `leader`, 6 and 7 in `member`.
+//! - Rules are checked in the order of their numbers, cheap ones first; one function each: 1 to 3
+//!   here, 4, 5, 8 and 9 in `leader`, 6 and 7 in `member`.
 //! - Messages of an old term are judged by their form only: raft ignores their contents, and what
 //!   they say about the log was true of another log.
 //! - Bytes of normal entries are not judged here. An envelope of a newer release must not be
@@ -21,15 +21,21 @@ mod member;
 mod reject;
 
 #[cfg(test)]
+mod bench;
+#[cfg(test)]
 mod fuzz;
+#[cfg(test)]
+mod hazards;
+#[cfg(test)]
+mod honest;
 #[cfg(test)]
 mod tests;
 
-use raft_rs::{Raft, RaftLog, StateRole, Storage, is_empty_snap};
+use raft_rs::eraftpb::{Message, MessageType};
+use raft_rs::{Raft, RaftLog, StateRole, Storage};
 
 use crate::config::Config;
 use crate::types::{Index, Membership, RaftId, Term};
-use raft_rs::eraftpb::{Message, MessageType};
 
 pub(crate) use leader::check_conf_state;
 use leader::{
@@ -256,7 +262,7 @@ fn own_fields_only(m: &Message) -> Result<(), Reject> {
         ("entries", !m.entries.is_empty(), entries),
         ("commit", m.commit != 0, append || heartbeat || vote || vote_answer),
         ("commit_term", m.commit_term != 0, vote || vote_answer),
-        ("snapshot", !is_empty_snap(m.get_snapshot()), kind == T::MsgSnapshot),
+        ("snapshot", !m.get_snapshot().is_empty(), kind == T::MsgSnapshot),
         ("reject", m.reject, answer || vote_answer),
         ("reject_hint", m.reject_hint != 0, answer && m.reject),
         ("context", !m.context.is_empty(), heartbeat || kind == T::MsgRequestVote),

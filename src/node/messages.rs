@@ -54,8 +54,11 @@ impl Node {
         }
     }
 
+    /// Whether the Store was given more than it may lag behind. Entries that are not committed
+    /// do not count: only further appends can tell what becomes of them.
     fn is_behind(&self) -> bool {
-        self.apply_lag() > self.limits.max_apply_lag
+        let given = self.cache().bytes_between(self.store_applied, self.emitted);
+        given > self.limits.max_apply_lag
     }
 
     fn refuse(&mut self, from: RaftId, message: &Message, reject: gate::Reject) {

@@ -25,6 +25,9 @@ mod ready;
 mod report;
 mod snapshots;
 mod start;
+#[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+mod tests;
 
 use raft_rs::RawNode;
 
@@ -195,10 +198,11 @@ impl Node {
     }
 
     /// R12: behind a stalled disk a follower must not campaign; a leader ticks on, so that
-    /// check-quorum ends it. H6b: a sole voter must not campaign with unsynced entries.
+    /// check-quorum ends it. H6b: a sole voter must not campaign with unsynced entries. R11: nor
+    /// anybody while a snapshot is not durable yet.
     fn may_tick(&self) -> bool {
         let sole = self.raw.raft.prs().is_singleton() && self.pipeline.holds_writes();
-        self.is_leader() || !(self.stalled() || sole)
+        self.is_leader() || !(self.stalled() || sole || self.pipeline.holds_install())
     }
 
     /// Whether the oldest write has been waiting for longer than a heartbeat interval (R12).

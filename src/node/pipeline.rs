@@ -61,13 +61,14 @@ impl Pipeline {
         self.durable
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.pending.is_empty()
-    }
-
     /// Whether a change of term or vote, or an installing snapshot, is not durable yet.
     pub(super) fn holds_vote(&self) -> bool {
         self.pending.iter().any(|p| p.vote)
+    }
+
+    /// Whether an installing snapshot is not durable yet.
+    pub(super) fn holds_install(&self) -> bool {
+        self.pending.iter().any(|p| p.install.is_some())
     }
 
     /// Whether any write is not durable yet.

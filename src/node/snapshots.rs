@@ -21,7 +21,7 @@ const RETRY_TIMEOUTS: u64 = 5;
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Snapshots {
-    /// Whether the Store is being captured.
+    /// Whether the Store is being captured, or the record of its snapshot is not durable yet.
     capturing: bool,
     /// No capture before this tick.
     not_before: u64,
@@ -69,11 +69,9 @@ impl Node {
 
     /// A snapshot of the own Store is a file now: record it, then compact.
     pub(super) fn snapshot_built(&mut self, meta: SnapshotMeta) {
-        self.snapshots.capturing = false;
         self.cache().take_wanted();
-        if meta.position.index <= self.snapshots.newest
-            || meta.position.index <= self.cache().compacted().index
-        {
+        if self.is_superseded(&meta) {
+            self.snapshots.capturing = false;
             return;
         }
         slog::info!(self.logger, "snapshot taken"; "index" => meta.position.index,
@@ -83,6 +81,12 @@ impl Node {
         self.persist_own(batch, Some(meta));
     }
 
+    /// Whether a newer snapshot is known, or the log begins above this one.
+    fn is_superseded(&self, meta: &SnapshotMeta) -> bool {
+        let index = meta.position.index;
+        index <= self.snapshots.newest || index <= self.cache().compacted().index
+    }
+
     pub(super) fn snapshot_failed(&mut self) {
         self.snapshots.capturing = false;
         self.snapshots.not_before = self.tick + RETRY_TIMEOUTS * self.limits.election_tick;
@@ -90,6 +94,11 @@ impl Node {
 
     /// The record of a snapshot is durable: it may be sent, and the log below it may go (R10).
     pub(super) fn snapshot_recorded(&mut self, meta: SnapshotMeta) {
+        self.snapshots.capturing = false;
+        if self.is_superseded(&meta) {
+            // An incoming snapshot came while the record was being written.
+            return;
+        }
         self.snapshots.resume(&meta);
         let keep_snapshot = meta.position.index;
         self.raw.mut_store().set_snapshot(meta);

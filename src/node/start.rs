@@ -46,8 +46,8 @@ impl Boot {
     fn store_floor(&self, install: Option<&SnapshotMeta>) -> Result<Index, Error> {
         let floor = match install {
             Some(meta) => meta.position.index,
-            // The founding (index 1) holds nothing of the Store.
-            None => self.store_applied.unwrap_or(self.compacted.index.min(1)),
+            // The founding (index 1) holds nothing of the Store: an empty one has it already.
+            None => self.store_applied.unwrap_or(0).max(self.compacted.index.min(1)),
         };
         if floor < self.compacted.index {
             return Err(Error::Storage(StorageError::Contract(format!(

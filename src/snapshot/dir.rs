@@ -61,13 +61,9 @@ impl SnapshotDir {
         let dir = dir.into();
         vfs.create_dir_all(&dir).map_err(|e| io_error("create directory", &dir, e))?;
         let opened = Self { shared: Arc::new(Shared { vfs, dir, temps: AtomicU64::new(0) }) };
-        let mut removed = false;
+        // NB: not synced: one that comes back after a crash is removed again.
         for name in opened.names()?.iter().filter(|n| n.ends_with(TEMP_SUFFIX)) {
             opened.shared.remove(&opened.shared.dir.join(name))?;
-            removed = true;
-        }
-        if removed {
-            opened.shared.sync_dir()?;
         }
         Ok(opened)
     }

@@ -1,6 +1,8 @@
 //! Snapshot files: complete or absent, damaged or intact, nothing between.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod crash;
+
 use std::sync::Arc;
 
 use bytes::Bytes;

@@ -91,8 +91,7 @@ pub(crate) fn peers(me: RaftId, others: &[(RaftId, &str)]) -> Peers {
 
 /// An append with one entry of this many bytes.
 pub(crate) fn append(from: RaftId, to: RaftId, index: u64, bytes: usize) -> Message {
-    let mut entry = eraftpb::Entry::default();
-    entry.data = Bytes::from(vec![7; bytes]);
+    let entry = eraftpb::Entry { data: vec![7; bytes].into(), ..eraftpb::Entry::default() };
     let mut inner = eraftpb::Message::default();
     inner.set_msg_type(eraftpb::MessageType::MsgAppend);
     (inner.from, inner.to, inner.term, inner.index) = (from, to, 1, index);

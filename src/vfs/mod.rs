@@ -3,6 +3,8 @@
 //! A [`Vfs`] names files by path and gives [`VfsFile`]s. Durability is explicit: the bytes of a
 //! file survive after `sync_data`, its creation, rename or removal after `sync_dir`.
 
+#[cfg(test)]
+pub(crate) mod conformance;
 mod memory;
 mod real;
 
@@ -32,7 +34,7 @@ pub trait Vfs: fmt::Debug + Send + Sync + 'static {
     /// Those of the file system.
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
 
-    /// Names of the files in a directory, unordered.
+    /// Names of the files in a directory, unordered; directories are left out.
     ///
     /// # Errors
     /// Those of the file system.

@@ -2,5 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod basics;
+mod ends;
 mod grpc;
+mod membership;
+mod restart;
 mod support;

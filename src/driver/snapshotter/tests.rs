@@ -8,6 +8,7 @@ use slog::{Discard, o};
 use tokio::sync::Notify;
 
 use super::super::inbox::Classes;
+use super::super::wait_for::wait_for;
 use super::*;
 use crate::pb;
 use crate::snapshot::fake_disk::FakeDisk;
@@ -133,20 +134,24 @@ impl Rig {
 
     /// The next `SnapshotSent`.
     async fn outcome(&mut self) -> (RaftId, bool) {
-        while self.sent.is_empty() {
-            for event in self.take().completions {
+        if self.sent.is_empty() {
+            let told = || Some(self.take().completions).filter(|c| !c.is_empty());
+            for event in wait_for("the outcome of a transfer", told).await {
                 let Event::SnapshotSent { to, ok } = event else { panic!("{event:?}") };
                 self.sent.push_back((to, ok));
             }
-            tokio::task::yield_now().await;
         }
         self.sent.pop_front().unwrap()
     }
 
     async fn begun(&self, number: usize) {
-        while *lock(&self.transport.begun) < number {
-            tokio::task::yield_now().await;
-        }
+        let begun = || (*lock(&self.transport.begun) >= number).then_some(());
+        wait_for("transfers to begin", begun).await;
+    }
+
+    /// Waits until so many files are on the disk.
+    async fn files(&self, number: usize) {
+        wait_for("files", || (self.disk.names().len() == number).then_some(())).await;
     }
 
     fn indices(&self) -> Vec<Index> {
@@ -157,9 +162,7 @@ impl Rig {
     /// Removes what is below `keep`; returns when so many files are left.
     async fn retain(&self, keep: Index, left: usize) {
         self.snapshotter.retain(keep);
-        while self.disk.names().len() > left {
-            tokio::task::yield_now().await;
-        }
+        self.files(left).await;
     }
 }
 
@@ -354,9 +357,7 @@ async fn a_sender_has_one_transfer_at_a_time_and_a_stalled_one_ends() {
         })
     };
     let stalled = start(2);
-    while rig.disk.names().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    rig.files(1).await;
     let again = message(meta_of(9, b"some state"));
     let refusal = rig.snapshotter.receive(2, again, body(&[b"some state"])).await.unwrap_err();
     assert!(matches!(refusal, Refusal::Busy(_)), "{refusal}");
@@ -365,14 +366,10 @@ async fn a_sender_has_one_transfer_at_a_time_and_a_stalled_one_ends() {
     assert!(rig.disk.names().is_empty());
 
     let cancelled = start(2);
-    while rig.disk.names().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    rig.files(1).await;
     cancelled.abort();
     assert!(cancelled.await.is_err());
-    while !rig.disk.names().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    rig.files(0).await;
     let again = message(meta_of(9, b"some state"));
     rig.snapshotter.receive(2, again, body(&[b"some state"])).await.unwrap();
 }

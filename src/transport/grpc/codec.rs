@@ -216,14 +216,14 @@ mod tests {
 
     #[test]
     fn an_append_of_the_smallest_real_entries_passes() {
-        let entry =
-            pb::Entry { term: 1, index: 1 << 20, data: vec![1; 8].into(), ..pb::Entry::default() };
-        let entries = vec![entry; 1 << 20];
-        let batch = pb::Batch {
-            hello: None,
-            messages: vec![pb::Message { entries, ..pb::Message::default() }],
-        };
-        assert_eq!(check(&batch.encode_to_vec(), &BATCH), Ok(()));
+        let data = vec![1; 8].into();
+        let entry = pb::Entry { term: 1, index: 1 << 20, data, ..pb::Entry::default() };
+        let one = pb::Message { entries: vec![entry], ..pb::Message::default() };
+        let message = one.encode_to_vec().repeat(1 << 20);
+        let mut batch = vec![0x12];
+        prost::encoding::encode_varint(message.len() as u64, &mut batch);
+        batch.extend_from_slice(&message);
+        assert_eq!(check(&batch, &BATCH), Ok(()));
     }
 
     #[test]

@@ -217,8 +217,7 @@ mod tests {
     const LIMIT: usize = 4 << 20;
 
     fn append(index: u64, bytes: usize) -> Message {
-        let mut entry = eraftpb::Entry::default();
-        entry.data = vec![1; bytes].into();
+        let entry = eraftpb::Entry { data: vec![1; bytes].into(), ..eraftpb::Entry::default() };
         let mut inner = eraftpb::Message::default();
         inner.set_msg_type(eraftpb::MessageType::MsgAppend);
         inner.index = index;

@@ -1,4 +1,7 @@
 //! Snapshots over gRPC: a start, then chunks, each side watching that the other makes progress.
+//!
+//! The receiver takes a body for whole when it has exactly the length that the header names;
+//! whether its bytes are right is for the handler to check.
 
 use std::io;
 use std::pin::pin;
@@ -55,7 +58,8 @@ pub(super) async fn send(
             Ok(_) => Ok(()),
             Err(s) => Err(status::failure(addr, &s)),
         },
-        // Dropping the request resets the stream: the peer never takes a cut body for a whole one.
+        // Dropping the request resets the stream. NB: the HTTP stack of the peer may show that as
+        // an orderly end; it is the length in the header that tells a cut body from a whole one.
         Ok(error) = failure => Err(lost(format!("reading the snapshot failed: {error}"))),
         () = stalled(progress, done, options) => Err(lost("the transfer stalled".to_owned())),
     }
@@ -94,7 +98,7 @@ fn chunks(outgoing: Outgoing) -> impl Stream<Item = pb::Chunk> + Send + 'static 
                     if let Some(broken) = out.broken.take() {
                         let _ = broken.send(error);
                     }
-                    // Never the orderly end: the sender resets the stream.
+                    // No orderly end: the sender resets the stream.
                     std::future::pending::<()>().await;
                 }
                 None => {

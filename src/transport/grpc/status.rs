@@ -141,6 +141,20 @@ mod tests {
     }
 
     #[test]
+    fn only_a_failed_connect_means_that_nothing_was_sent() {
+        let cause = || Box::new(std::io::Error::other("no route"));
+        let failed = Status::from_error(Box::new(tonic::ConnectError(cause())));
+        let TransportError::Unreachable { reason, .. } = failure("h:1", &failed) else {
+            panic!("{failed:?}")
+        };
+        assert!(reason.contains("no route"), "{reason}");
+        assert!(matches!(
+            failure("h:1", &Status::from_error(cause())),
+            TransportError::Lost { .. }
+        ));
+    }
+
+    #[test]
     fn a_plain_status_or_foreign_details_are_no_refusal() {
         assert_eq!(refusal(&Status::internal("x")), None);
         let foreign = Status::with_details(Code::Internal, "x", vec![0xff, 0xff].into());

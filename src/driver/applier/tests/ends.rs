@@ -29,9 +29,11 @@ fn the_end_of_the_users_runtime_is_told() {
     users.block_on(tokio::task::yield_now());
     assert!(!rig.parts.fatal.is_reported());
     drop(users);
-    let own = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let mut own = tokio::runtime::Builder::new_current_thread();
+    let own = own.enable_time().start_paused(true).build().unwrap();
     own.block_on(async {
-        let error = rig.parts.fatal.wait().await;
+        let told = tokio::time::timeout(LONG, rig.parts.fatal.wait());
+        let error = told.await.unwrap();
         assert!(error.to_string().contains("runtime"), "{error}");
         for waiter in waiters.into_iter().chain(rig.apply(3, &["late"])) {
             assert_unknown(waiter).await;

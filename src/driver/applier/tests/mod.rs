@@ -16,6 +16,9 @@ use tokio::sync::{Barrier, Semaphore};
 
 use super::*;
 use crate::driver::capture::write_snapshot;
+use crate::driver::inbox::Classes;
+use crate::driver::wait_for::wait_for;
+use crate::error::StorageError;
 use crate::node::envelope::{Envelope, Packer, open};
 use crate::node::event::Freshness;
 use crate::reply::{Waiter, reply};
@@ -83,7 +86,7 @@ impl Store for Scripted {
         self.running.fetch_add(1, Ordering::SeqCst);
         let _running = Running(self.running.clone());
         match query {
-            b"meet" => drop(self.barrier.wait().await),
+            b"meet" => _ = self.barrier.wait().await,
             b"hang" => std::future::pending().await,
             b"panic" => panic!("bad query"),
             b"late panic" => {
@@ -200,13 +203,16 @@ impl Rig {
         meta
     }
 
-    /// The next completion, in order; for ever if there is none.
+    /// The next completion, in order.
     async fn event(&mut self) -> Event {
-        while self.events.is_empty() {
-            let mut classes = crate::driver::inbox::Classes::default();
-            self.parts.inbox.take(&mut classes);
-            self.events = classes.completions;
-            tokio::task::yield_now().await;
+        if self.events.is_empty() {
+            let inbox = &self.parts.inbox;
+            self.events = wait_for("a completion", || {
+                let mut classes = Classes::default();
+                inbox.take(&mut classes);
+                Some(classes.completions).filter(|c| !c.is_empty())
+            })
+            .await;
         }
         self.events.remove(0)
     }
@@ -218,7 +224,7 @@ impl Rig {
 
     /// The node's end: the error, and that nobody gets the Store any more.
     async fn fatal(self) -> Error {
-        let error = self.parts.fatal.wait().await;
+        let error = tokio::time::timeout(LONG, self.parts.fatal.wait()).await.unwrap();
         assert!(self.task.await.unwrap().is_none());
         let (entry, mut waiters) = entry(99, &["late"]);
         self.applier.push(Job::Apply(vec![entry]));

@@ -50,6 +50,9 @@ async fn a_barrier_answers_with_the_applied_index() {
     assert_eq!(text(rig.query(None).wait(LONG).await.unwrap()), (1, String::new()));
     drop(rig.apply(5, &["a"]));
     assert_eq!(text(rig.query(None).wait(LONG).await.unwrap()), (5, String::new()));
+    // Behind a capture everything up to its position is applied, also what is not for the Store.
+    rig.capture(7);
+    assert_eq!(text(rig.query(None).wait(LONG).await.unwrap()), (7, String::new()));
 }
 
 /// Index and data are one cut, and the disk, however slow, holds up no apply.

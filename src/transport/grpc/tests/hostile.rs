@@ -114,15 +114,16 @@ async fn garbage_in_place_of_a_message_is_malformed() {
             Ok(answers) => answers.into_inner().message().await.unwrap_err(),
             Err(status) => status,
         };
-        assert!(matches!(refusal(&status), Some(Refusal::Malformed(_))), "{status:?}");
+        let Some(Refusal::Malformed(reason)) = refusal(&status) else { panic!("{status:?}") };
+        // Refused by the codec, before anything was made of it.
+        assert!(reason.contains("bytes in memory"), "{reason}");
     }
     serves(&mut two).await;
 }
 
 #[tokio::test]
 async fn a_message_over_the_receivers_limit_ends_the_stream() {
-    let mut options = GrpcOptions::default();
-    options.message_size = 10_000;
+    let options = GrpcOptions { message_size: 10_000, ..GrpcOptions::default() };
     let mut two = node_with(2, options, |_| {});
     let batch = pb::Batch {
         hello: Some(hello(&two)),
@@ -192,8 +193,8 @@ async fn liars_are_cut_off_and_nothing_of_theirs_is_delivered() {
 
 #[tokio::test]
 async fn a_stream_without_a_hello_is_closed() {
-    let mut options = GrpcOptions::default();
-    options.handshake_timeout = Duration::from_millis(100);
+    let options =
+        GrpcOptions { handshake_timeout: Duration::from_millis(100), ..GrpcOptions::default() };
     let two = node_with(2, options, |_| {});
     let status = exchange(&two, Vec::new()).await;
     // The stream's own timeout, or that of its connection.
@@ -206,9 +207,11 @@ async fn a_stream_without_a_hello_is_closed() {
 
 #[tokio::test]
 async fn a_flood_of_half_open_connections_is_bounded_and_ends() {
-    let mut options = GrpcOptions::default();
-    options.max_connections = 4;
-    options.handshake_timeout = Duration::from_millis(100);
+    let options = GrpcOptions {
+        max_connections: 4,
+        handshake_timeout: Duration::from_millis(100),
+        ..GrpcOptions::default()
+    };
     let mut two = node_with(2, options, |_| {});
     let mut strangers = Vec::new();
     for i in 0..20 {
@@ -228,9 +231,11 @@ async fn a_flood_of_half_open_connections_is_bounded_and_ends() {
 
 #[tokio::test]
 async fn a_used_connection_outlives_the_handshake_timeout() {
-    let mut options = GrpcOptions::default();
-    options.handshake_timeout = Duration::from_millis(50);
-    options.idle_timeout = Duration::from_millis(50);
+    let options = GrpcOptions {
+        handshake_timeout: Duration::from_millis(50),
+        idle_timeout: Duration::from_millis(50),
+        ..GrpcOptions::default()
+    };
     let mut two = node_with(2, options, |_| {});
     let one = node(1);
     one.knows(1, &[&two]);
@@ -249,4 +254,47 @@ async fn a_used_connection_outlives_the_handshake_timeout() {
         strays.push(told);
     }
     assert!(!strays.iter().any(|t| matches!(t, Told::Admitted(_))), "{strays:?}");
+}
+
+/// The start of a connection: preface, empty settings.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+const PING: &[u8] = b"\0\0\x08\x06\0\0\0\0\0\x01\x02\x03\x04\x05\x06\x07\x08";
+
+/// Waits for the next answered ping, skipping other frames.
+async fn pong(io: &mut TcpStream) {
+    loop {
+        let mut header = [0; 9];
+        io.read_exact(&mut header).await.unwrap();
+        let [a, b, c, kind, flags, ..] = header;
+        let mut body = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+        io.read_exact(&mut body).await.unwrap();
+        if (kind, flags) == (6, 1) {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn connections_above_the_bound_wait_for_their_turn() {
+    let two = node_with(2, GrpcOptions { max_connections: 3, ..GrpcOptions::default() }, |_| {});
+    let mut served = Vec::new();
+    for _ in 0..3 {
+        let mut io = TcpStream::connect(&two.addr).await.unwrap();
+        io.write_all(PREFACE).await.unwrap();
+        io.write_all(PING).await.unwrap();
+        pong(&mut io).await;
+        served.push(io);
+    }
+    let mut waiting = TcpStream::connect(&two.addr).await.unwrap();
+    waiting.write_all(PREFACE).await.unwrap();
+    waiting.write_all(PING).await.unwrap();
+    // Plenty of turns in which the node could have answered it.
+    for _ in 0..50 {
+        served[0].write_all(PING).await.unwrap();
+        pong(&mut served[0]).await;
+    }
+    let early = waiting.try_read(&mut [0; 1]).unwrap_err();
+    assert_eq!(early.kind(), std::io::ErrorKind::WouldBlock);
+    drop(served);
+    pong(&mut waiting).await;
 }

@@ -190,7 +190,7 @@ async fn a_snapshot_that_cannot_be_read_is_never_whole() {
     let (one, mut two) = pair();
     let parts = [Ok(Bytes::from_static(&[1; 1000])), Err(io::Error::other("disk"))];
     let body = stream::iter(parts).boxed();
-    let result = one.transport.send_snapshot(snapshot(1, 2, 1000), body).await;
+    let result = one.transport.send_snapshot(snapshot(1, 2, 1001), body).await;
     let Err(TransportError::Lost { reason, .. }) = result else { panic!("{result:?}") };
     assert!(reason.contains("disk"), "{reason}");
     // The receiver saw the stream break, or saw nothing at all; never a whole body.
@@ -203,8 +203,7 @@ async fn a_snapshot_that_cannot_be_read_is_never_whole() {
 
 #[tokio::test]
 async fn a_stalled_snapshot_is_given_up() {
-    let mut options = GrpcOptions::default();
-    options.stall_timeout = SHORT;
+    let options = GrpcOptions { stall_timeout: SHORT, ..GrpcOptions::default() };
     let one = node_with(1, options.clone(), |_| {});
     let mut two = node_with(2, options, |_| {});
     one.knows(1, &[&two]);
@@ -223,8 +222,8 @@ async fn a_snapshot_is_refused_by_its_receiver() {
     let two = node_with(2, GrpcOptions::default(), |r| r.busy = true);
     let three = node_with(3, GrpcOptions::default(), |r| r.removed.extend([1]));
     one.knows(1, &[&two, &three]);
-    let (_, body) = body_of(30 << 20);
-    let result = one.transport.send_snapshot(snapshot(1, 2, 30 << 20), body).await;
+    let (_, body) = body_of(12 << 20);
+    let result = one.transport.send_snapshot(snapshot(1, 2, 12 << 20), body).await;
     assert_eq!(result, Err(Refusal::Busy("no room".to_owned()).into()));
     let (_, body) = body_of(10);
     let result = one.transport.send_snapshot(snapshot(1, 3, 10), body).await;

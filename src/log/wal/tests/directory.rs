@@ -1,0 +1,179 @@
+//! Who may use a directory, and what is said to the others (R18).
+
+use std::path::PathBuf;
+
+use super::*;
+use crate::log::wal::segment::{Link, SegmentHeader};
+use crate::testing::vfs::Fault;
+use crate::vfs::{OpenMode, RealVfs};
+
+fn with_log() -> FaultyVfs {
+    let vfs = FaultyVfs::new();
+    let (mut wal, ..) = load(&vfs).unwrap();
+    wal.identify(&identity(1)).unwrap();
+    wal.append(&[vote(1, 1), entries(1, 3, 1, 900)]).unwrap();
+    wal.append(&[entries(4, 6, 1, 500)]).unwrap();
+    wal.append(&[entries(7, 9, 1, 500)]).unwrap();
+    vfs
+}
+
+fn refusal(vfs: &FaultyVfs) -> String {
+    let error = load(vfs).unwrap_err();
+    assert!(
+        matches!(error, StorageError::Foreign { .. } | StorageError::Corrupt { .. }),
+        "{error:?}"
+    );
+    error.to_string()
+}
+
+fn first_segment(vfs: &FaultyVfs) -> PathBuf {
+    let mut names = vfs.list(dir()).unwrap();
+    names.retain(|name| name.starts_with("wal-"));
+    names.sort();
+    dir().join(&names[0])
+}
+
+#[test]
+fn a_second_opener_is_told_that_the_directory_is_locked() {
+    let tmp = tempfile::tempdir().unwrap();
+    let wal = Wal::open(Arc::new(RealVfs), tmp.path(), options(SEGMENT)).unwrap();
+    let error = Wal::open(Arc::new(RealVfs), tmp.path(), options(SEGMENT)).unwrap_err();
+    assert!(matches!(error, StorageError::Locked(_)), "{error:?}");
+    assert!(error.to_string().contains("another process"), "{error}");
+    drop(wal);
+    Wal::open(Arc::new(RealVfs), tmp.path(), options(SEGMENT)).unwrap();
+}
+
+#[test]
+fn a_directory_with_files_of_others_is_refused_and_left_alone() {
+    let vfs = FaultyVfs::new();
+    vfs.create_dir_all(dir()).unwrap();
+    vfs.open(&dir().join("thesis.txt"), OpenMode::Create).unwrap();
+    let error = refusal(&vfs);
+    assert!(error.contains("thesis.txt") && error.contains("empty data directory"), "{error}");
+    assert_eq!(vfs.list(dir()).unwrap(), ["thesis.txt"]);
+}
+
+#[test]
+fn files_of_others_beside_an_identity_do_no_harm() {
+    let vfs = with_log();
+    vfs.open(&dir().join("notes.txt"), OpenMode::Create).unwrap();
+    assert_eq!(load(&vfs).unwrap().1.entries.len(), 9);
+}
+
+#[test]
+fn a_log_without_identity_is_refused() {
+    let vfs = with_log();
+    vfs.remove(&dir().join("identity")).unwrap();
+    let error = refusal(&vfs);
+    assert!(error.contains("identity file is missing") && error.contains("join again"), "{error}");
+}
+
+#[test]
+fn an_identity_without_its_log_is_refused() {
+    let vfs = with_log();
+    for name in vfs.list(dir()).unwrap().iter().filter(|name| name.starts_with("wal-")) {
+        vfs.remove(&dir().join(name)).unwrap();
+    }
+    let error = refusal(&vfs);
+    assert!(error.contains("files of the log are missing") && error.contains("join"), "{error}");
+}
+
+#[test]
+fn a_missing_segment_is_refused() {
+    let vfs = with_log();
+    vfs.remove(&first_segment(&vfs)).unwrap();
+    let error = refusal(&vfs);
+    assert!(error.contains("missing") && error.contains("offset 56"), "{error}");
+}
+
+#[test]
+fn a_cut_segment_is_refused() {
+    let vfs = with_log();
+    let path = first_segment(&vfs);
+    vfs.open(&path, OpenMode::Write).unwrap().set_len(700).unwrap();
+    let error = refusal(&vfs);
+    assert!(error.contains("wal-") && error.contains("acknowledged"), "{error}");
+}
+
+#[test]
+fn a_copied_segment_is_refused() {
+    let vfs = with_log();
+    let bytes = vfs.contents(&first_segment(&vfs)).unwrap();
+    vfs.set_contents(&dir().join("wal-00000099.seg"), bytes);
+    assert!(refusal(&vfs).contains("the same place in the log"));
+}
+
+#[test]
+fn a_segment_of_another_directory_is_refused() {
+    let vfs = with_log();
+    let header = SegmentHeader {
+        incarnation: Incarnation::from_u128(1),
+        generation: 50,
+        write: 90,
+        oldest: 50,
+        previous: Link::default(),
+    };
+    vfs.set_contents(&dir().join("wal-00000099.seg"), header.encode().0.to_vec());
+    let error = refusal(&vfs);
+    assert!(error.contains("another data directory"), "{error}");
+}
+
+#[test]
+fn another_format_version_is_refused_with_both_versions() {
+    let vfs = with_log();
+    let path = dir().join("identity");
+    let mut bytes = vfs.contents(&path).unwrap();
+    bytes[8] = 2;
+    vfs.set_contents(&path, bytes);
+    let error = refusal(&vfs);
+    assert!(error.contains("version 2") && error.contains("version 1"), "{error}");
+
+    let vfs = with_log();
+    let path = first_segment(&vfs);
+    let mut bytes = vfs.contents(&path).unwrap();
+    bytes[8] = 3;
+    let checksum = crc32fast::hash(&bytes[..76]);
+    bytes[76..80].copy_from_slice(&checksum.to_le_bytes());
+    vfs.set_contents(&path, bytes);
+    let error = refusal(&vfs);
+    assert!(error.contains("version 3") && error.contains("version 1"), "{error}");
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_says_what_to_do() {
+    let tmp = tempfile::tempdir().unwrap();
+    let file = tmp.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    for path in [file.clone(), file.join("below")] {
+        let error = Wal::open(Arc::new(RealVfs), &path, options(SEGMENT)).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(path.to_str().unwrap()), "{text}");
+        assert!(text.contains("must be a directory"), "{text}");
+    }
+}
+
+/// As root no mode forbids anything, so the file layer says it.
+#[test]
+fn an_unwritable_directory_says_what_to_do() {
+    for kind in [std::io::ErrorKind::PermissionDenied, std::io::ErrorKind::ReadOnlyFilesystem] {
+        let text = super::super::explain(kind.into()).to_string();
+        assert!(text.contains("make the data directory writable"), "{text}");
+    }
+    let vfs = FaultyVfs::new();
+    vfs.fail_at(1, Fault::Full);
+    let text = open(&vfs).unwrap_err().to_string();
+    assert!(text.contains("create data directory /data/log"), "{text}");
+    assert!(text.contains("free some space"), "{text}");
+}
+
+#[test]
+fn the_identity_can_be_read_without_opening() {
+    let vfs = FaultyVfs::new();
+    assert_eq!(Wal::peek(&vfs, dir()).unwrap(), None);
+    let (mut wal, ..) = load(&vfs).unwrap();
+    assert_eq!(wal.identity(), None);
+    wal.identify(&identity(4)).unwrap();
+    assert_eq!(wal.identity(), Some(identity(4)));
+    assert_eq!(Wal::peek(&vfs, dir()).unwrap(), Some(identity(4)));
+}

@@ -1,0 +1,122 @@
+//! Silent corruption: every single flipped bit of a log and its identity.
+
+use super::*;
+use crate::testing::log_suite::apply_compaction;
+
+/// Bits looked at: all of them where one in one.
+const STRIDE: usize = 1;
+
+struct Image {
+    vfs: FaultyVfs,
+    whole: Recovered,
+    /// What is left when the last write is dropped.
+    without_last: Recovered,
+}
+
+fn image(steps: &[Step]) -> Image {
+    let vfs = FaultyVfs::new();
+    let (mut wal, ..) = load(&vfs).unwrap();
+    let mut states = vec![Recovered::default()];
+    for step in steps {
+        step.run(&mut wal).unwrap();
+        states.push(step.states(states.last().unwrap()).pop().unwrap());
+    }
+    drop(wal);
+    let whole = states.pop().unwrap();
+    Image { vfs, whole, without_last: states.pop().unwrap() }
+}
+
+/// What the flips of one image came to.
+#[derive(Debug, Default)]
+struct Tally {
+    refused: usize,
+    harmless: usize,
+    dropped: usize,
+}
+
+fn flip_all(image: &Image, name: &str) -> Tally {
+    let mut tally = Tally::default();
+    for file in image.vfs.list(dir()).unwrap() {
+        let path = dir().join(&file);
+        let original = image.vfs.contents(&path).unwrap();
+        for bit in (0..original.len() * 8).step_by(STRIDE) {
+            let mut bytes = original.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let vfs = image.vfs.fork();
+            vfs.set_contents(&path, bytes);
+            let what = format!("{name}: bit {bit} (byte {}) of {file}", bit / 8);
+            match load(&vfs) {
+                Err(StorageError::Corrupt { path, remedy, .. }) => {
+                    assert!(path.starts_with(dir()) && !remedy.is_empty(), "{what}");
+                    tally.refused += 1;
+                }
+                Err(StorageError::Foreign { .. }) => tally.refused += 1,
+                Err(other) => panic!("{what}: {other}"),
+                Ok((_, found, tail)) => {
+                    assert_eq!(found.hard_state, image.whole.hard_state, "{what}: a vote is lost");
+                    if found == image.whole {
+                        tally.harmless += 1;
+                    } else {
+                        assert_eq!(found, image.without_last, "{what}");
+                        assert!(tail.is_some(), "{what}: dropped and not reported");
+                        tally.dropped += 1;
+                    }
+                }
+            }
+        }
+    }
+    tally
+}
+
+fn steps(last: Vec<Step>) -> Vec<Step> {
+    let first = vec![
+        Step::Identify(1),
+        Step::Append(vec![vote(3, 2), membership("members")]),
+        Step::Append(vec![entries(1, 3, 3, 40), entries(4, 4, 3, 300)]),
+        Step::Append(vec![entries(4, 5, 3, 300)]),
+        Step::Append(vec![snapshot(at(2, 3), false)]),
+        Step::Compact(at(1, 3)),
+    ];
+    first.into_iter().chain(last).collect()
+}
+
+/// Only the last write of an unsealed log may go, reported, and never with a vote.
+#[test]
+fn a_flipped_bit_of_an_unsealed_log_is_refused_or_costs_the_last_write_alone() {
+    let image = image(&steps(vec![Step::Append(vec![entries(6, 6, 3, 30)])]));
+    let tally = flip_all(&image, "unsealed");
+    assert!(tally.dropped > 8 * 48, "{tally:?}");
+    assert!(tally.refused > 8 * 1000, "{tally:?}");
+}
+
+/// A sealed log may miss nothing.
+#[test]
+fn a_flipped_bit_of_a_sealed_log_costs_nothing() {
+    let image = image(&steps(vec![Step::Append(vec![entries(6, 6, 3, 30)]), Step::Close]));
+    let tally = flip_all(&image, "sealed");
+    assert_eq!(tally.dropped, 0, "{tally:?}");
+    assert!(tally.refused > 8 * 1000, "{tally:?}");
+}
+
+/// A vote is sealed at once: damage to it is refused although the log was not closed.
+#[test]
+fn a_flipped_bit_of_the_last_vote_is_refused() {
+    let image = image(&[Step::Identify(1), Step::Append(vec![vote(8, 2)])]);
+    let tally = flip_all(&image, "vote");
+    assert_eq!(tally.dropped, 0, "{tally:?}");
+    assert!(tally.refused > 8 * 200, "{tally:?}");
+}
+
+/// A new segment whose first write is the last of the log: it may go, the one before it may not.
+#[test]
+fn a_flipped_bit_around_a_change_of_segments() {
+    let more =
+        vec![Step::Append(vec![entries(6, 6, 3, 300)]), Step::Append(vec![entries(7, 7, 3, 700)])];
+    let image = image(&steps(more));
+    assert_eq!(image.vfs.list(dir()).unwrap().iter().filter(|n| n.contains("wal-")).count(), 2);
+    let tally = flip_all(&image, "change");
+    assert!(tally.dropped > 8 * 700, "{tally:?}");
+    let mut compacted = image.whole.clone();
+    apply_compaction(&mut compacted, at(1, 3));
+    assert_eq!(compacted, image.whole, "the image holds a compaction");
+}

@@ -1,0 +1,558 @@
+//! A cluster of Nodes in one value: no thread, no clock, no socket. Whatever the world does to a
+//! Node, it does when it is told to.
+//!
+//! Checked at every step, in scripts and in the walk alike: I1 (one leader per term), I2, I5, I7
+//! (disk), R2 and H6 (nothing leaves before it is durable), R3, R7, R10.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::disk::{Disk, File, Store, Write};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::node::effect::{Committed, Effect, Forward};
+use crate::node::event::{Applied, Change, Event, Freshness, Proposal, Read};
+use crate::node::{Boot, Node, envelope};
+use crate::reply::{Waiter, reply};
+use crate::types::eraftpb::MessageType;
+use crate::types::{
+    ClusterId, ConfState, HardState, Identity, Incarnation, Index, Member, Membership, Message,
+    NodeId, Position, RaftId, SnapshotMeta, Term,
+};
+
+/// One machine.
+#[derive(Debug)]
+pub(super) struct Machine {
+    pub(super) node: Option<Node>,
+    pub(super) disk: Disk,
+    pub(super) store: Store,
+    pub(super) fifo: VecDeque<Effect>,
+    pub(super) disk_held: bool,
+    pub(super) store_held: bool,
+    pub(super) fatal: Option<String>,
+}
+
+/// Something under way between two nodes.
+#[derive(Debug)]
+pub(super) struct Packet {
+    pub(super) from: NodeId,
+    pub(super) to: NodeId,
+    pub(super) load: Load,
+}
+
+#[derive(Debug)]
+pub(super) enum Load {
+    Raft(Message),
+    Snapshot(Message, File),
+    Forward(Forward),
+}
+
+/// What a call came to.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Applied(Applied),
+    Members(Membership),
+    Done,
+}
+
+/// A call of a user, not answered yet.
+pub(super) struct Call {
+    pub(super) name: String,
+    pub(super) joins: Option<NodeId>,
+    /// Writes acknowledged when it began; a linearizable read sees them.
+    pub(super) sees: usize,
+    future: Pin<Box<dyn Future<Output = Result<Answer>>>>,
+}
+
+pub(super) struct Cluster {
+    pub(super) config: Config,
+    pub(super) machines: BTreeMap<NodeId, Machine>,
+    pub(super) raft_ids: BTreeMap<RaftId, NodeId>,
+    pub(super) net: VecDeque<Packet>,
+    pub(super) cut: BTreeSet<(NodeId, NodeId)>,
+    pub(super) calls: Vec<Call>,
+    /// What each index did, once any Store applied it.
+    pub(super) history: BTreeMap<Index, Vec<String>>,
+    pub(super) acknowledged: Vec<String>,
+    leaders: BTreeMap<Term, RaftId>,
+    /// Indices that changed the membership.
+    changes: BTreeSet<Index>,
+    pub(super) seed: u64,
+    runtime: tokio::runtime::Runtime,
+}
+
+const CLUSTER: ClusterId = ClusterId::from_u128(7);
+
+pub(super) fn incarnation(id: NodeId, generation: u64) -> Incarnation {
+    Incarnation::from_u128(u128::from(id) << 64 | u128::from(generation) << 32 | 0x77)
+}
+
+pub(super) fn addr(id: NodeId) -> String {
+    format!("node-{id}:1")
+}
+
+impl Cluster {
+    pub(super) fn new(seed: u64) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("runtime");
+        let config = Config { election_tick: 10, heartbeat_tick: 2, ..Config::default() };
+        Self {
+            config,
+            machines: BTreeMap::new(),
+            raft_ids: BTreeMap::new(),
+            net: VecDeque::new(),
+            cut: BTreeSet::new(),
+            calls: Vec::new(),
+            history: BTreeMap::new(),
+            acknowledged: Vec::new(),
+            leaders: BTreeMap::new(),
+            changes: BTreeSet::from([1]),
+            seed,
+            runtime,
+        }
+    }
+
+    /// Founds a cluster of nodes 1..=n, as its founding writes it to every disk.
+    pub(super) fn found(&mut self, n: u64, durable: bool) {
+        let members: Vec<Member> = (1..=n)
+            .map(|id| Member {
+                node_id: id,
+                raft_id: id,
+                incarnation: incarnation(id, 0),
+                addr: addr(id),
+                metadata: Bytes::new(),
+            })
+            .collect();
+        let membership = Membership {
+            cluster_id: CLUSTER,
+            index: 1,
+            conf_state: ConfState { voters: (1..=n).collect(), ..ConfState::default() },
+            members,
+            next_raft_id: n + 1,
+        };
+        for id in 1..=n {
+            let disk = self.machine(id, id, 0, durable);
+            disk.hard_state = HardState { term: 1, vote: 0, commit: 1 };
+            disk.compacted = Position { index: 1, term: 1 };
+            disk.membership = Some(membership.encode());
+        }
+        (1..=n).for_each(|id| self.start(id).expect("a fresh founder starts"));
+    }
+
+    fn machine(&mut self, id: NodeId, raft_id: RaftId, generation: u64, durable: bool) -> &mut Disk {
+        let identity = Identity {
+            node_id: id,
+            incarnation: incarnation(id, generation),
+            cluster: Some((CLUSTER, raft_id)),
+            boot: 0,
+        };
+        self.raft_ids.insert(raft_id, id);
+        let machine = Machine {
+            node: None,
+            disk: Disk::new(identity),
+            store: Store { durable, ..Store::default() },
+            fifo: VecDeque::new(),
+            disk_held: false,
+            store_held: false,
+            fatal: None,
+        };
+        self.machines.insert(id, machine);
+        &mut self.at(id).disk
+    }
+
+    /// An empty machine that was told its raft id.
+    pub(super) fn add(&mut self, id: NodeId, raft_id: RaftId, generation: u64, durable: bool) {
+        self.machine(id, raft_id, generation, durable);
+        self.start(id).expect("a joiner starts");
+    }
+
+    pub(super) fn at(&mut self, id: NodeId) -> &mut Machine {
+        self.machines.get_mut(&id).unwrap_or_else(|| panic!("no machine {id}"))
+    }
+
+    pub(super) fn node(&mut self, id: NodeId) -> &mut Node {
+        self.at(id).node.as_mut().unwrap_or_else(|| panic!("node {id} is down"))
+    }
+
+    pub(super) fn is_up(&self, id: NodeId) -> bool {
+        self.machines.get(&id).is_some_and(|m| m.node.is_some())
+    }
+
+    pub(super) fn up(&self) -> Vec<NodeId> {
+        self.machines.keys().copied().filter(|id| self.is_up(*id)).collect()
+    }
+
+    pub(super) fn leader(&self) -> Option<NodeId> {
+        let leads = |m: &Machine| m.node.as_ref().filter(|n| n.is_leader()).map(|n| n.raw.raft.term);
+        let all = self.machines.iter().filter_map(|(id, m)| Some((leads(m)?, *id)));
+        all.max().map(|(_, id)| id)
+    }
+
+    pub(super) fn start(&mut self, id: NodeId) -> Result<()> {
+        let (config, seed) = (self.config.clone(), self.seed);
+        let m = self.at(id);
+        m.disk.identity.boot += 1;
+        let d = &m.disk;
+        let boot = Boot {
+            identity: d.identity,
+            hard_state: d.hard_state,
+            compacted: d.compacted,
+            entries: d.entries.clone(),
+            membership: d.members(),
+            snapshot: d.snapshot.map(|r| (r, d.files[&r.position.index].meta.clone())),
+            store_applied: m.store.durable.then_some(m.store.applied),
+            dropped_tail: None,
+        };
+        let seed = seed.wrapping_mul(31) + id * 1000 + d.identity.boot;
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        m.node = Some(Node::new(&config, boot, seed, &logger)?);
+        self.drive(id);
+        Ok(())
+    }
+
+    /// Everything that was not synced is gone, and so is a Store without a disk of its own.
+    pub(super) fn crash(&mut self, id: NodeId) {
+        let m = self.at(id);
+        m.node = None;
+        m.disk.queue.clear();
+        m.fifo.clear();
+        m.store.crash();
+        (m.disk_held, m.store_held) = (false, false);
+    }
+
+    /// Tells a node something, without looking at what it wants done.
+    pub(super) fn tell(&mut self, id: NodeId, event: Event) {
+        if let Some(node) = &mut self.at(id).node {
+            node.handle(event);
+        }
+    }
+
+    pub(super) fn event(&mut self, id: NodeId, event: Event) {
+        self.tell(id, event);
+        self.drive(id);
+    }
+
+    /// Carries out what a node wants until it wants nothing more.
+    pub(super) fn drive(&mut self, id: NodeId) {
+        for _ in 0..10_000 {
+            let Some(node) = &mut self.at(id).node else { return };
+            let mut out = Vec::new();
+            node.poll(&mut out);
+            let quiet = out.is_empty();
+            out.into_iter().for_each(|effect| self.dispatch(id, effect));
+            self.check(id);
+            let m = self.at(id);
+            let synced = !m.disk_held && self.sync(id, usize::MAX);
+            let applied = !self.at(id).store_held && self.run_store(id, usize::MAX);
+            if quiet && !synced && !applied {
+                return;
+            }
+        }
+        panic!("node {id} never comes to rest");
+    }
+
+    /// Makes writes durable and says so.
+    pub(super) fn sync(&mut self, id: NodeId, count: usize) -> bool {
+        let m = self.at(id);
+        let any = !m.disk.queue.is_empty();
+        if let Some(number) = m.disk.sync(count) {
+            self.tell(id, Event::Persisted { number });
+        }
+        any
+    }
+
+    fn dispatch(&mut self, id: NodeId, effect: Effect) {
+        match effect {
+            Effect::Send(messages) => messages.into_iter().for_each(|m| self.send(id, m)),
+            Effect::SendSnapshot { to, message } => self.send_snapshot(id, to, message),
+            Effect::Persist { number, batch } => {
+                self.at(id).disk.queue.push_back(Write::Batch { number, batch });
+            }
+            Effect::Compact { through, keep_snapshot } => {
+                self.at(id).disk.queue.push_back(Write::Compact { through, keep_snapshot });
+            }
+            Effect::Apply(_)
+            | Effect::Query(_)
+            | Effect::Capture { .. }
+            | Effect::Install { .. } => self.at(id).fifo.push_back(effect),
+            Effect::Forward { leader, work } => {
+                self.net.push_back(Packet { from: id, to: leader.id, load: Load::Forward(work) });
+            }
+            Effect::SetPeers(m) => {
+                self.changes.insert(m.index);
+            }
+            Effect::Publish(_) => {}
+            Effect::Fatal(error) => {
+                self.crash(id);
+                self.at(id).fatal = Some(error.to_string());
+            }
+        }
+    }
+
+    fn send(&mut self, id: NodeId, message: Message) {
+        self.check_durable(id, &message);
+        let Some(to) = self.raft_ids.get(&message.to()).copied() else { return };
+        self.net.push_back(Packet { from: id, to, load: Load::Raft(message) });
+    }
+
+    fn send_snapshot(&mut self, id: NodeId, to: RaftId, message: Message) {
+        self.check_durable(id, &message);
+        let meta = message.snapshot.as_deref().expect("a snapshot has its meta");
+        let file = self.at(id).disk.files.get(&meta.position.index).cloned();
+        let file = file.expect("R10: the snapshot that is sent exists");
+        match self.raft_ids.get(&to).copied() {
+            Some(to) => {
+                self.net.push_back(Packet { from: id, to, load: Load::Snapshot(message, file) });
+            }
+            None => self.tell(id, Event::SnapshotSent { to, ok: false }),
+        }
+    }
+
+    /// R2, H6: what a message says is durable.
+    fn check_durable(&mut self, id: NodeId, message: &Message) {
+        use MessageType as T;
+        let disk = &self.at(id).disk;
+        let m = &message.inner;
+        let hs = disk.hard_state;
+        let kind = m.get_msg_type();
+        if !matches!(kind, T::MsgRequestPreVote | T::MsgRequestPreVoteResponse) {
+            assert!(m.term <= hs.term, "R2: {kind:?} of term {} leaves, durable: {hs:?}", m.term);
+        }
+        // A vote of an older term was durable before the newer one was.
+        let vote = match kind {
+            T::MsgRequestVoteResponse if !m.reject => Some(m.to),
+            T::MsgRequestVote => Some(m.from),
+            _ => None,
+        };
+        if let Some(vote) = vote.filter(|_| m.term == hs.term) {
+            assert_eq!(hs.vote, vote, "R2: the vote is not durable");
+        }
+        if kind == T::MsgAppendResponse && !m.reject {
+            let last = disk.last_index();
+            assert!(m.index <= last, "R2: acknowledges {} but {last} is durable", m.index);
+        }
+    }
+
+    /// I1, and what the Node knows of itself.
+    fn check(&mut self, id: NodeId) {
+        let Some(node) = &self.at(id).node else { return };
+        let (term, raft_id, leads) = (node.raw.raft.term, node.raft_id, node.is_leader());
+        let log = &node.raw.raft.raft_log;
+        assert!(node.emitted <= log.committed, "I8: emitted above commit");
+        assert!(node.cache().compacted().index <= node.emitted, "I8: compacted above emitted");
+        if leads {
+            assert!(node.voters().contains(&raft_id), "H1: node {id} leads and is no voter");
+            let first = *self.leaders.entry(term).or_insert(raft_id);
+            assert_eq!(first, raft_id, "I1: two leaders in term {term}");
+        }
+    }
+
+    /// Lets the Store work off its queue; says whether anything was done.
+    pub(super) fn run_store(&mut self, id: NodeId, count: usize) -> bool {
+        let mut any = false;
+        for _ in 0..count {
+            let Some(effect) = self.at(id).fifo.pop_front() else { break };
+            any = true;
+            match effect {
+                Effect::Apply(items) => self.apply(id, items),
+                Effect::Query(reads) => {
+                    let store = &self.at(id).store;
+                    let (index, data) = (store.applied, store.state.join(" ").into_bytes());
+                    for read in reads {
+                        read.reply.send(Ok(Applied { index, data: data.clone() }));
+                    }
+                }
+                Effect::Capture { position, membership } => self.capture(id, position, membership),
+                Effect::Install { meta } => self.install(id, &meta),
+                _ => unreachable!("not the Store's"),
+            }
+        }
+        any
+    }
+
+    fn apply(&mut self, id: NodeId, items: Vec<Committed>) {
+        let last = items.last().map_or(0, |c| c.index);
+        for item in items {
+            let Self { machines, history, changes, .. } = self;
+            let m = machines.get_mut(&id).expect("machine");
+            let (disk, store) = (&m.disk, &mut m.store);
+            let next = store.applied.max(1) + 1;
+            assert_eq!(item.index, next, "R8: node {id} applies out of order");
+            assert!(item.index <= disk.last_index(), "R3: applied before it is durable");
+            let changed = changes.range(..=item.index).next_back().copied().unwrap_or(0);
+            let recorded = disk.members().map_or(0, |m| m.index);
+            assert!(recorded >= changed, "R7: record {recorded}, the Store hears of {changed}");
+            let commands: Vec<String> = envelope::commands(&item.data)
+                .map(|c| String::from_utf8(c.to_vec()).expect("text"))
+                .collect();
+            let known = history.entry(item.index).or_insert_with(|| commands.clone());
+            assert_eq!(*known, commands, "I5: node {id} differs at {}", item.index);
+            store.applied = item.index;
+            let replies = item.replies;
+            assert!(replies.is_empty() || replies.len() == commands.len(), "one reply each");
+            store.state.extend(commands);
+            let count = store.state.len();
+            for r in replies {
+                let data = count.to_string().into_bytes();
+                r.send(Ok(Applied { index: item.index, data }));
+            }
+        }
+        self.tell(id, Event::Applied { index: last });
+    }
+
+    fn capture(&mut self, id: NodeId, position: Position, membership: Membership) {
+        let m = self.at(id);
+        assert_eq!(m.store.applied, position.index, "index and data are one cut");
+        let last = self.changes.range(..=position.index).next_back().copied();
+        assert_eq!(Some(membership.index), last, "index and membership are one cut");
+        let m = self.at(id);
+        let body = m.store.state.clone();
+        let meta = SnapshotMeta { position, membership, size: body.len() as u64, crc32: 0 };
+        m.disk.files.insert(position.index, File { meta: meta.clone(), body });
+        self.tell(id, Event::SnapshotBuilt { meta });
+    }
+
+    fn install(&mut self, id: NodeId, meta: &SnapshotMeta) {
+        let m = self.at(id);
+        let index = meta.position.index;
+        let record = m.disk.snapshot.expect("R11: installed before its record is durable");
+        assert!(record.position.index >= index, "R11: installed before its record is durable");
+        m.store.state = m.disk.files[&index].body.clone();
+        m.store.applied = index;
+        self.tell(id, Event::Installed { index });
+    }
+
+    pub(super) fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
+        self.cut.contains(&(from, to)) || !self.is_up(to)
+    }
+
+    /// Hands a packet over, or loses it if there is no way. The receiver is not polled.
+    pub(super) fn deliver(&mut self, packet: Packet) {
+        if self.is_cut(packet.from, packet.to) {
+            return self.lose(packet);
+        }
+        let Packet { from, to, load } = packet;
+        match load {
+            Load::Raft(message) => self.tell(to, Event::Message { from: message.from(), message }),
+            Load::Snapshot(message, file) => {
+                let raft_id = message.to();
+                // R11: the file is whole and durable before the message is stepped.
+                let files = &mut self.at(to).disk.files;
+                files.entry(file.meta.position.index).or_insert(file);
+                self.tell(to, Event::Message { from: message.from(), message });
+                self.tell(from, Event::SnapshotSent { to: raft_id, ok: true });
+            }
+            Load::Forward(Forward::Propose(proposals)) => {
+                proposals.into_iter().for_each(|p| self.tell(to, Event::Propose(p)));
+            }
+            Load::Forward(Forward::Change { change, reply }) => {
+                self.tell(to, Event::Change { change, reply });
+            }
+            Load::Forward(Forward::Transfer { to: target, reply }) => {
+                self.tell(to, Event::Transfer { to: target, reply });
+            }
+        }
+    }
+
+    /// Loses a packet, and says so where the transport would.
+    pub(super) fn lose(&mut self, packet: Packet) {
+        let unsure = || Error::unknown("the connection broke");
+        match packet.load {
+            Load::Raft(message) => {
+                self.tell(packet.from, Event::Unreachable { peer: message.to() });
+            }
+            Load::Snapshot(message, _) => {
+                self.tell(packet.from, Event::SnapshotSent { to: message.to(), ok: false });
+            }
+            Load::Forward(Forward::Propose(all)) => {
+                all.into_iter().for_each(|p| p.reply.send(Err(unsure())));
+            }
+            Load::Forward(Forward::Change { reply, .. }) => reply.send(Err(unsure())),
+            Load::Forward(Forward::Transfer { reply, .. }) => reply.send(Err(unsure())),
+        }
+    }
+
+    /// Delivers everything, and what comes of it, until the network is empty.
+    pub(super) fn stabilize(&mut self) {
+        for _ in 0..20_000 {
+            let Some(packet) = self.net.pop_front() else { return };
+            let (from, to) = (packet.from, packet.to);
+            self.deliver(packet);
+            self.drive(to);
+            if from != to {
+                self.drive(from);
+            }
+        }
+        panic!("the network never comes to rest");
+    }
+
+    pub(super) fn tick_all(&mut self, count: usize) {
+        for _ in 0..count {
+            for id in self.up() {
+                self.event(id, Event::Tick);
+            }
+            self.stabilize();
+        }
+    }
+
+    /// Puts proposals into a node, without polling it.
+    pub(super) fn propose(&mut self, id: NodeId, command: &str) {
+        let (reply, waiter) = reply(None);
+        let data = Bytes::copy_from_slice(command.as_bytes());
+        self.call(format!("propose {command}"), waiter, Answer::Applied);
+        self.tell(id, Event::Propose(Proposal { data, reply }));
+    }
+
+    pub(super) fn read(&mut self, id: NodeId, freshness: Freshness, name: String) {
+        let (reply, waiter) = reply(None);
+        self.call(name, waiter, Answer::Applied);
+        self.tell(id, Event::Read(Read { query: Some(Vec::new()), freshness, reply }));
+    }
+
+    pub(super) fn change(&mut self, id: NodeId, change: Change, name: String) {
+        let (reply, waiter) = reply(None);
+        let joins = match &change {
+            Change::Join { node_id, .. } => Some(*node_id),
+            Change::Remove { .. } | Change::Update { .. } => None,
+        };
+        self.call(name, waiter, |c: crate::node::event::Changed| Answer::Members(c.membership));
+        self.calls.last_mut().expect("just made").joins = joins;
+        self.tell(id, Event::Change { change, reply });
+    }
+
+    pub(super) fn transfer(&mut self, id: NodeId, to: Option<NodeId>, name: String) {
+        let (reply, waiter) = reply(None);
+        self.call(name, waiter, |()| Answer::Done);
+        self.tell(id, Event::Transfer { to, reply });
+    }
+
+    fn call<T: 'static>(&mut self, name: String, waiter: Waiter<T>, f: impl Fn(T) -> Answer + 'static) {
+        let future = async move { waiter.wait(Duration::from_secs(86_400)).await.map(f) };
+        let sees = self.acknowledged.len();
+        self.calls.push(Call { name, joins: None, sees, future: Box::pin(future) });
+    }
+
+    /// The calls that were answered since the last time.
+    pub(super) fn answers(&mut self) -> Vec<(Call, Result<Answer>)> {
+        let _guard = self.runtime.enter();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut out = Vec::new();
+        let mut rest = Vec::new();
+        for mut call in std::mem::take(&mut self.calls) {
+            match call.future.as_mut().poll(&mut cx) {
+                std::task::Poll::Ready(answer) => out.push((call, answer)),
+                std::task::Poll::Pending => rest.push(call),
+            }
+        }
+        self.calls = rest;
+        out
+    }
+}

@@ -1,0 +1,7 @@
+//! Test doubles and conformance suites, for this crate's tests and for those of programs that
+//! embed it (feature `testing`).
+
+pub mod cluster;
+pub mod log_suite;
+pub mod rng;
+pub mod vfs;

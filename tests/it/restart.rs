@@ -1,0 +1,128 @@
+//! What survives crashes and restarts, over real files and real sockets.
+
+use raftline::{Config, Error, Raft};
+
+use crate::grpc::{Node, three};
+use crate::support::{Journal, config, logger, number};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crashed_leader_is_replaced_and_comes_back_with_everything() {
+    let root = tempfile::tempdir().unwrap();
+    let mut nodes = three(root.path()).await;
+    for i in 0..50 {
+        nodes[i % 3].mailbox.propose(format!("{i}")).await.unwrap();
+    }
+    let leader = nodes[0].mailbox.status().await.unwrap().leader_id;
+    let at = nodes.iter().position(|n| n.id == leader).unwrap();
+    let peers: Vec<String> =
+        nodes.iter().filter(|n| n.id != leader).map(|n| n.addr.clone()).collect();
+    let (id, addr) = nodes.remove(at).crash().await;
+    for node in &nodes {
+        node.mailbox.wait_for(|s| s.leader_id != 0 && s.leader_id != leader).await.unwrap();
+    }
+    assert_eq!(number(&nodes[0].mailbox.propose("after").await.unwrap()), 51);
+    let back = Node::start(id, &addr, root.path(), peers).await;
+    assert_eq!(number(&back.mailbox.query(Vec::new()).await.unwrap()), 51);
+    nodes.push(back);
+    for node in nodes {
+        node.mailbox.shutdown().await.unwrap();
+        node.task.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_three_crash_and_resume_with_everything_acknowledged() {
+    let root = tempfile::tempdir().unwrap();
+    let nodes = three(root.path()).await;
+    for i in 0..30 {
+        nodes[i % 3].mailbox.propose(format!("{i}")).await.unwrap();
+    }
+    let mut known = Vec::new();
+    for node in nodes {
+        known.push(node.crash().await);
+    }
+    let mut back = Vec::new();
+    for (id, addr) in &known {
+        back.push(resume(*id, addr, root.path()));
+    }
+    for node in &back {
+        assert_eq!(number(&node.mailbox.query(Vec::new()).await.unwrap()), 30);
+    }
+    for node in back {
+        node.mailbox.shutdown().await.unwrap();
+        node.task.await.unwrap().unwrap();
+    }
+}
+
+/// Starts a node on its old directory without asking anybody first.
+fn resume(id: u64, addr: &str, root: &std::path::Path) -> Node {
+    let dir = root.join(format!("n{id}"));
+    let config = Config { data_dir: Some(dir.clone()), ..config() };
+    let raft = Raft::new(addr, Journal::default(), logger(), config).unwrap();
+    let mailbox = raft.mailbox();
+    let task = tokio::spawn(raft.lead(id));
+    Node { id, addr: addr.to_owned(), dir, mailbox, task }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_address_is_announced_to_the_others() {
+    let root = tempfile::tempdir().unwrap();
+    let mut nodes = three(root.path()).await;
+    let (id, old) = nodes.pop().unwrap().crash().await;
+    let moved = resume(id, "127.0.0.1:0", root.path());
+    for node in nodes.iter().chain([&moved]) {
+        let known = |s: &raftline::Status| {
+            s.members.iter().any(|m| m.id == id && m.addr != old && !m.addr.is_empty())
+        };
+        node.mailbox.wait_for(known).await.unwrap();
+    }
+    assert_eq!(number(&moved.mailbox.propose("from there").await.unwrap()), 1);
+}
+
+#[tokio::test]
+async fn a_directory_of_another_node_is_refused_by_name() {
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::start(1, "127.0.0.1:0", root.path(), Vec::new()).await;
+    node.mailbox.propose("x").await.unwrap();
+    let dir = node.dir.clone();
+    let locked = Config { data_dir: Some(dir.clone()), ..config() };
+    let other = Raft::new("127.0.0.1:0", Journal::default(), logger(), locked.clone()).unwrap();
+    let error = other.lead(1).await.unwrap_err();
+    assert!(error.to_string().contains("locked by another process"), "{error}");
+    node.mailbox.shutdown().await.unwrap();
+    node.task.await.unwrap().unwrap();
+    let other = Raft::new("127.0.0.1:0", Journal::default(), logger(), locked).unwrap();
+    let error = other.lead(2).await.unwrap_err();
+    assert!(matches!(error, Error::DataDir { .. }), "{error}");
+    assert!(error.to_string().contains("belongs to node 1, not 2"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_node_does_not_found_a_second_cluster() {
+    let root = tempfile::tempdir().unwrap();
+    let node = Node::start(1, "127.0.0.1:0", root.path(), Vec::new()).await;
+    node.mailbox.propose("x").await.unwrap();
+    let config = Config {
+        data_dir: Some(root.path().join("other")),
+        peers: vec![node.addr.clone()],
+        ..config()
+    };
+    let other = Raft::new("127.0.0.1:0", Journal::default(), logger(), config).unwrap();
+    let error = other.lead(2).await.unwrap_err();
+    assert!(matches!(&error, Error::ClusterExists { addr, .. } if *addr == node.addr), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_node_under_a_known_id_is_refused_with_the_remedy() {
+    let root = tempfile::tempdir().unwrap();
+    let mut nodes = three(root.path()).await;
+    let wiped = nodes.pop().unwrap();
+    let dir = wiped.dir.clone();
+    let (id, addr) = wiped.crash().await;
+    std::fs::remove_dir_all(&dir).unwrap();
+    let peers: Vec<String> = nodes.iter().map(|n| n.addr.clone()).collect();
+    let again = Node::start(id, &addr, root.path(), peers).await;
+    let error = again.task.await.unwrap().unwrap_err();
+    assert!(matches!(&error, Error::Membership(_)), "{error}");
+    assert!(error.to_string().contains("remove"), "{error}");
+}
