@@ -287,6 +287,21 @@ impl FaultyVfs {
         Self { disk: Arc::new(Mutex::new(after)) }
     }
 
+    /// An independent copy with the same files, durable and not, without locks and faults.
+    #[must_use]
+    pub fn duplicate(&self) -> Self {
+        let disk = self.disk();
+        let copy = Disk {
+            inodes: disk.inodes.clone(),
+            names: disk.names.clone(),
+            durable_names: disk.durable_names.clone(),
+            unsynced: disk.unsynced.clone(),
+            directories: disk.directories.clone(),
+            ..Disk::default()
+        };
+        Self { disk: Arc::new(Mutex::new(copy)) }
+    }
+
     /// The same files, all durable, without locks and faults: as after the end of the process.
     #[must_use]
     pub fn fork(&self) -> Self {
