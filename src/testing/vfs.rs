@@ -9,16 +9,16 @@
 //! The bytes beside an unsynced write stay as they are, also in the same sector (what SQLite calls
 //! power-safe overwrite): a log that appends within sectors relies on it, as disks promise it.
 
+mod inode;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use self::inode::Inode;
 use super::rng::Rng;
 use crate::vfs::{OpenMode, Vfs, VfsFile, VfsLock};
-
-/// What is written as a whole or not at all.
-const SECTOR: usize = 512;
 
 /// How a call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,16 +66,6 @@ struct Disk {
     off: bool,
 }
 
-#[derive(Clone, Debug, Default)]
-struct Inode {
-    seen: Vec<u8>,
-    durable: Vec<u8>,
-    /// By sector, the range of its bytes that was written since the last sync.
-    dirty: BTreeMap<usize, (usize, usize)>,
-    /// Likewise, what a failed sync left: the kernel holds it for written, the disk has it not.
-    forsaken: BTreeMap<usize, (usize, usize)>,
-}
-
 #[derive(Clone, Debug)]
 enum NameChange {
     Link(PathBuf, usize),
@@ -105,66 +95,6 @@ impl NameChange {
                 names.insert(to.clone(), *inode);
             }
         }
-    }
-}
-
-impl Inode {
-    fn touch(&mut self, from: usize, to: usize) {
-        for sector in from / SECTOR..to.div_ceil(SECTOR) {
-            let (mut start, mut end) = (from.max(sector * SECTOR), to.min((sector + 1) * SECTOR));
-            if let Some(again) = self.forsaken.remove(&sector) {
-                (start, end) = (start.min(again.0), end.max(again.1));
-            }
-            let range = self.dirty.entry(sector).or_insert((start, end));
-            *range = (range.0.min(start), range.1.max(end));
-        }
-    }
-
-    fn sync(&mut self) {
-        self.durable.resize(self.seen.len(), 0);
-        for (start, end) in std::mem::take(&mut self.dirty).into_values() {
-            let end = end.min(self.seen.len());
-            if start < end {
-                self.durable[start..end].copy_from_slice(&self.seen[start..end]);
-            }
-        }
-    }
-
-    /// After a failed sync the pages count as clean: a later sync succeeds without them.
-    fn forsake(&mut self) {
-        self.forsaken.append(&mut self.dirty);
-    }
-
-    /// What a disk may hold of this file after a loss of power.
-    fn crash(&self, style: CrashStyle, rng: &mut Rng) -> Vec<u8> {
-        match style {
-            CrashStyle::KeepAll => return self.seen.clone(),
-            CrashStyle::LoseAll => return self.durable.clone(),
-            CrashStyle::Seeded(_) => {}
-        }
-        let mut out = self.durable.clone();
-        if self.seen.len() != self.durable.len() && rng.one_in(2) {
-            out.resize(self.seen.len(), 0);
-        }
-        for (start, end) in self.dirty.values().chain(self.forsaken.values()).copied() {
-            let end = end.min(out.len());
-            if start >= end {
-                continue;
-            }
-            let seen = self.seen.get(start..).unwrap_or_default();
-            let seen = &seen[..seen.len().min(end - start)];
-            match rng.below(8) {
-                0..=2 => out[start..start + seen.len()].copy_from_slice(seen),
-                3 | 4 => {}
-                5 => out[start..end].fill(0),
-                6 => out[start..end].fill_with(|| rng.next_u64() as u8),
-                _ => {
-                    let torn = rng.below(seen.len() as u64 + 1) as usize;
-                    out[start..start + torn].copy_from_slice(&seen[..torn]);
-                }
-            }
-        }
-        out
     }
 }
 
@@ -285,6 +215,21 @@ impl FaultyVfs {
             ..Disk::default()
         };
         Self { disk: Arc::new(Mutex::new(after)) }
+    }
+
+    /// An independent copy with the same files, durable and not, without locks and faults.
+    #[must_use]
+    pub fn duplicate(&self) -> Self {
+        let disk = self.disk();
+        let copy = Disk {
+            inodes: disk.inodes.clone(),
+            names: disk.names.clone(),
+            durable_names: disk.durable_names.clone(),
+            unsynced: disk.unsynced.clone(),
+            directories: disk.directories.clone(),
+            ..Disk::default()
+        };
+        Self { disk: Arc::new(Mutex::new(copy)) }
     }
 
     /// The same files, all durable, without locks and faults: as after the end of the process.

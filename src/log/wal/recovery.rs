@@ -53,8 +53,6 @@ pub(super) struct Found {
     pub(super) next_generation: u64,
     /// Files that are not needed once the next segment is durable.
     pub(super) surplus: Vec<(PathBuf, u64)>,
-    /// The newest segment: to be synced before anything else is written.
-    pub(super) newest: Option<PathBuf>,
     /// Where the newest segment ends, if it stays.
     pub(super) cut: Option<(PathBuf, u64)>,
     pub(super) dropped_tail: Option<String>,
@@ -353,10 +351,8 @@ impl Recovery<'_> {
         for file in torn {
             found.drop_tail(&file.path, 0);
             if let Some((header, _)) = file.header.filter(|(h, _)| h.write > damaged) {
-                let reason = format!(
-                    "write {} stands there, write {} is gone",
-                    header.write, found.next_write
-                );
+                let reason =
+                    format!("write {} stands there, write {} is gone", header.write, damaged);
                 return Err(corrupt(&file.path, SEGMENT_HEADER as u64, reason));
             }
         }
@@ -439,7 +435,6 @@ fn replay_newest(
             }
         }
     }
-    found.newest = Some(scan.path.clone());
     if has_entries {
         found.link = proven_end;
         found.cut = Some((scan.path, proven_end.end));

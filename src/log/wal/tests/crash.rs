@@ -183,3 +183,34 @@ fn live(wal: &mut Wal, mut model: Recovered, rng: &mut Rng) -> Vec<Recovered> {
     }
     vec![model]
 }
+
+/// A sync fails, the process ends, the next one recovers from the page cache what the disk does
+/// not have, and the power goes while it writes it again: never taken for damage.
+#[test]
+fn a_loss_of_power_while_an_unproven_write_is_taken_over_is_no_damage() {
+    let mut found = [0, 0];
+    for seed in 0..200 {
+        let vfs = FaultyVfs::new();
+        let (mut wal, ..) = load(&vfs).unwrap();
+        wal.identify(&identity(1)).unwrap();
+        wal.append(&[vote(1, 1)]).unwrap();
+        wal.append(&[entries(1, 2, 1, 300)]).unwrap();
+        vfs.fail_at(2, Fault::Short);
+        wal.append(&[entries(3, 3, 1, 700)]).unwrap_err();
+        drop(wal);
+        // The last calls of recovery write the new segment, and cut the old one.
+        let whole = vfs.fork();
+        drop(load(&whole).unwrap());
+        for back in 0..6 {
+            let (vfs, spent) = (vfs.duplicate(), whole.calls());
+            vfs.fail_at(spent - back, Fault::PowerOff);
+            drop(load(&vfs));
+            let crashed = vfs.crash(CrashStyle::Seeded(seed));
+            let (_, recovered, _) =
+                load(&crashed).unwrap_or_else(|e| panic!("seed {seed}, call -{back}: {e}"));
+            assert!((2..=3).contains(&recovered.entries.len()));
+            found[recovered.entries.len() - 2] += 1;
+        }
+    }
+    assert!(found[0] > 50 && found[1] > 50, "{found:?}");
+}

@@ -131,3 +131,24 @@ fn a_flipped_bit_of_a_recycled_log() {
     assert!(tally.dropped > 8 * 200 / 11, "{tally:?}");
     assert!(tally.refused > 8 * 600 / 11, "{tally:?}");
 }
+
+/// The cut of an old segment is not synced: if it is undone, the segment that took over repeats
+/// the number of a write that is whole in the old one. Damage to its header is damage all the same.
+#[test]
+fn a_damaged_segment_that_took_over_is_refused_even_if_the_old_one_is_whole() {
+    let before = image(&steps(vec![Step::Append(vec![entries(6, 6, 3, 30)])]));
+    let old = dir().join("wal-00000001.seg");
+    let uncut = before.vfs.contents(&old).unwrap();
+    let (mut wal, ..) = load(&before.vfs).unwrap();
+    wal.append(&[entries(7, 7, 3, 30)]).unwrap();
+    drop(wal);
+    assert!(before.vfs.contents(&old).unwrap().len() < uncut.len(), "it was cut");
+    before.vfs.set_contents(&old, uncut);
+    assert_eq!(load(&before.vfs.fork()).unwrap().1.entries.len(), 6);
+    let new = dir().join("wal-00000002.seg");
+    let mut bytes = before.vfs.contents(&new).unwrap();
+    bytes[40] ^= 1;
+    before.vfs.set_contents(&new, bytes);
+    let error = load(&before.vfs).unwrap_err();
+    assert!(matches!(error, StorageError::Corrupt { .. }), "{error}");
+}
