@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::applier::{Applier, Job};
 use super::forwarder::Forwarder;
 use super::inbox::{Classes, Stop};
+use super::leave;
 use super::log_writer::{Close, LogQueue};
 use super::shared::{Shared, View};
 use super::snapshotter::Snapshotter;
@@ -93,6 +94,8 @@ pub(crate) struct EventLoop {
     backlog: VecDeque<Event>,
     effects: Vec<Effect>,
     drain_until: Option<Instant>,
+    /// It has applied its own removal.
+    departs: bool,
 }
 
 impl EventLoop {
@@ -107,6 +110,7 @@ impl EventLoop {
             backlog: VecDeque::new(),
             effects: Vec::new(),
             drain_until: None,
+            departs: false,
         }
     }
 
@@ -209,8 +213,13 @@ impl EventLoop {
         Ok(())
     }
 
-    fn set_peers(&self, membership: Membership) {
+    fn set_peers(&mut self, membership: Membership) {
         let identity = self.shared.view().identity;
+        let me = identity.and_then(|i| i.cluster).map(|(_, me)| me);
+        if me.is_some_and(|me| membership.was_removed(me)) && !self.departs {
+            self.departs = true;
+            tokio::spawn(leave::depart(self.shared.clone()));
+        }
         let view = View { identity, membership: Some(membership) };
         let peers = view.peers();
         self.shared.set_view(view);

@@ -83,7 +83,7 @@ impl PeerHandler {
                 .map_or_else(Bytes::new, |(id, _)| Bytes::copy_from_slice(&id.to_bytes())),
             leader_id,
             leader_addr,
-            membership: view.membership.as_ref().map(|m| m.to_pb()),
+            membership: view.membership.as_ref().map(crate::types::Membership::to_pb),
         }))
     }
 
@@ -207,10 +207,9 @@ impl Handler for PeerHandler {
             return;
         };
         // A member of our cluster says so, and raft ids are never used again: it is final.
-        if let Some(identity) = view.identity.filter(|i| i.cluster.is_some()) {
+        if view.cluster().is_some() {
             info!(self.shared.logger, "this node was removed from the cluster"; "told_by" => peer);
-            self.shared.set_removed();
-            self.shared.fatal.report(Error::Removed { node: identity.node_id });
+            self.shared.end_removed();
         }
     }
 
@@ -412,6 +411,7 @@ mod tests {
 
     #[tokio::test]
     async fn peers_take_permits_like_everybody() {
+        use pb::refused::Code;
         let config = crate::config::Config {
             max_pending_requests: 1,
             request_timeout: std::time::Duration::from_millis(1),
@@ -431,11 +431,10 @@ mod tests {
             .outcomes
             .iter()
             .map(|o| match &o.kind {
-                Some(pb::outcome::Kind::Refused(r)) => pb::refused::Code::try_from(r.code).ok(),
+                Some(pb::outcome::Kind::Refused(r)) => Code::try_from(r.code).ok(),
                 _ => None,
             })
             .collect();
-        use pb::refused::Code;
         assert_eq!(codes, [Some(Code::Timeout), Some(Code::Overloaded)]);
     }
 

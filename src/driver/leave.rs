@@ -31,6 +31,13 @@ pub(crate) async fn leave(shared: &Arc<Shared>, timeout: Duration) -> Result<()>
     Ok(())
 }
 
+/// Ends a node that has applied its own removal, once the others know: a voter that has not
+/// heard of it yet may need this one's vote to find out.
+pub(crate) async fn depart(shared: Arc<Shared>) {
+    linger(&shared).await;
+    shared.end_removed();
+}
+
 async fn remove_self(shared: &Arc<Shared>, deadline: Instant) -> Result<()> {
     // A new leader that has not heard of everybody yet refuses what it allows a moment later.
     let settled = Instant::now() + shared.config.election_timeout() * 2;

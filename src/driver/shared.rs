@@ -15,7 +15,7 @@ use super::caller::Caller;
 use super::fatal::FatalSink;
 use super::inbox::{Inbox, Stop};
 use crate::config::Config;
-use crate::error::{Leader, Result};
+use crate::error::{Error, Leader, Result};
 use crate::node::event::Event;
 use crate::reply::{Admission, Reply, Waiter, reply};
 use crate::status::{Role, Status};
@@ -162,8 +162,11 @@ impl Shared {
         self.removed.load(Ordering::Acquire)
     }
 
-    pub(crate) fn set_removed(&self) {
+    /// It is certain that this node was removed: it ends.
+    pub(crate) fn end_removed(&self) {
         self.removed.store(true, Ordering::Release);
+        let node = self.view().identity.map_or(0, |i| i.node_id);
+        self.fatal.report(Error::Removed { node });
     }
 
     /// The way to other nodes; None while this one does not serve.

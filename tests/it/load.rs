@@ -42,8 +42,8 @@ async fn every_write_of_many_clients_is_applied_once_on_every_node() {
 #[tokio::test(flavor = "multi_thread")]
 async fn outcomes_stay_true_on_a_network_that_loses_and_reorders() {
     let seed = u64::from(std::process::id());
-    println!("seed {seed}");
     let config = Config { request_timeout: Duration::from_secs(2), ..config() };
+    // Every assertion names the seed.
     let mut cluster = Cluster::new(seed, config, |_| Journal::default()).with_logger(logger());
     cluster.start(3).await.unwrap();
     cluster.network().set_faults(Faults {
@@ -73,7 +73,8 @@ async fn outcomes_stay_true_on_a_network_that_loses_and_reorders() {
     let maybe: u64 = outcomes.iter().map(|o| o.1).sum();
     cluster.heal();
     let patient = cluster.mailbox(1).unwrap().with_timeout(Duration::from_secs(20));
-    let count = number(&patient.query(Vec::new()).await.unwrap());
+    let count =
+        number(&patient.query(Vec::new()).await.unwrap_or_else(|e| panic!("seed {seed}: {e}")));
     assert!((sure..=sure + maybe).contains(&count), "seed {seed}: {sure} {count} {maybe}");
     assert!(sure > 0, "seed {seed}: nothing came through");
 }
