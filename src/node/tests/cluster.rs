@@ -48,7 +48,7 @@ pub(super) struct Packet {
 #[derive(Debug)]
 pub(super) enum Load {
     Raft(Message),
-    Snapshot(Message, File),
+    Snapshot(Message, Box<File>),
     Forward(Forward),
 }
 
@@ -317,7 +317,11 @@ impl Cluster {
         let file = file.expect("R10: the snapshot that is sent exists");
         match self.raft_ids.get(&to).copied() {
             Some(to) => {
-                self.net.push_back(Packet { from: id, to, load: Load::Snapshot(message, file) });
+                self.net.push_back(Packet {
+                    from: id,
+                    to,
+                    load: Load::Snapshot(message, Box::new(file)),
+                });
             }
             None => self.tell(id, Event::SnapshotSent { to, ok: false }),
         }
@@ -453,7 +457,7 @@ impl Cluster {
                 let raft_id = message.to();
                 // R11: the file is whole and durable before the message is stepped.
                 let files = &mut self.at(to).disk.files;
-                files.entry(file.meta.position.index).or_insert(file);
+                files.entry(file.meta.position.index).or_insert(*file);
                 self.tell(to, Event::Message { from: message.from(), message });
                 self.tell(from, Event::SnapshotSent { to: raft_id, ok: true });
             }

@@ -142,9 +142,9 @@ impl Script {
                 self.cluster.drive(id);
             }
             "age" => {
-                // They have not heard from a leader for an election timeout.
+                // They have not heard from a leader for so long that the next tick is too much.
                 for id in ids {
-                    self.cluster.node(id).raw.raft.election_elapsed = 10;
+                    self.cluster.node(id).raw.raft.election_elapsed = 19;
                 }
             }
             "tick" => {

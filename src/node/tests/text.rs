@@ -206,9 +206,8 @@ pub(super) fn hostile(words: &[&str], to: NodeId, now: u64) -> Message {
                 entries.push(e);
             }
             ("data", Err(_)) => {
-                let mut e = eraftpb::Entry::default();
-                e.data = Bytes::copy_from_slice(value.as_bytes());
-                entries.push(e);
+                let data = Bytes::copy_from_slice(value.as_bytes());
+                entries.push(eraftpb::Entry { data, ..eraftpb::Entry::default() });
             }
             ("context", Err(_)) => m.context = Bytes::copy_from_slice(value.as_bytes()),
             ("snapshot", Ok(n)) => {
