@@ -338,6 +338,7 @@ impl Script {
                     "node {id}: {}",
                     m.node.as_ref().map_or("down".into(), |n| n.status().health)
                 ),
+                "peers" => text::peers(id, m),
                 _ => text::members(id, m),
             };
             self.line(line);
