@@ -13,6 +13,7 @@
 //! - H11 is in `h9_hostile_messages`, every rule of the gate in `gate/tests.rs`.
 //! - H12: `LogCache` never fails; its own tests.
 
+mod calls;
 mod cluster;
 mod disk;
 mod script;

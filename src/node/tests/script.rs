@@ -6,7 +6,8 @@
 
 use std::fmt::Write as _;
 
-use super::cluster::{Answer, Cluster, Packet, addr, incarnation};
+use super::calls::Answer;
+use super::cluster::{Cluster, Packet, addr, incarnation};
 use super::text;
 use crate::node::event::{Change, Event, Freshness};
 use crate::types::NodeId;
