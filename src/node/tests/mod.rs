@@ -74,6 +74,7 @@ scripts! {
     r15_reads
     r17_leader_leaves
     r17_membership
+    r17_promotion_waits
     r17_snapshot_while_membership_changes
     r19_hung_store
     r19_uncommitted_tail
