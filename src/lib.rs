@@ -32,3 +32,8 @@ pub use types::{
     ClusterId, ConfState, Entry, EntryKind, HardState, Identity, Incarnation, Index, Member,
     MemberRole, Membership, Message, NodeId, Position, RaftId, SnapshotMeta, Term,
 };
+
+/// The README's example compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -60,13 +60,35 @@ impl Drop for Ports {
     }
 }
 
+/// When the next tick is due.
+#[derive(Debug)]
+struct Ticks {
+    period: Duration,
+    next: Instant,
+}
+
+impl Ticks {
+    fn new(period: Duration, now: Instant) -> Self {
+        Self { period, next: now + period }
+    }
+
+    /// Whether a tick is due; asked once per turn. However long the pause was, it is one: ticks
+    /// that were missed are not made up for, or every node would campaign after a pause (H15).
+    fn is_due(&mut self, now: Instant) -> bool {
+        if now < self.next {
+            return false;
+        }
+        self.next = (self.next + self.period).max(now + self.period / 2);
+        true
+    }
+}
+
 /// Owns the node.
 pub(crate) struct EventLoop {
     node: Node,
     shared: Arc<Shared>,
     ports: Ports,
-    period: Duration,
-    next_tick: Instant,
+    ticks: Ticks,
     taken: Classes,
     backlog: VecDeque<Event>,
     effects: Vec<Effect>,
@@ -75,13 +97,12 @@ pub(crate) struct EventLoop {
 
 impl EventLoop {
     pub(crate) fn new(node: Node, shared: Arc<Shared>, ports: Ports) -> Self {
-        let period = shared.config.heartbeat;
+        let ticks = Ticks::new(shared.config.heartbeat, Instant::now());
         Self {
             node,
             shared,
             ports,
-            period,
-            next_tick: Instant::now() + period,
+            ticks,
             taken: Classes::default(),
             backlog: VecDeque::new(),
             effects: Vec::new(),
@@ -107,7 +128,7 @@ impl EventLoop {
     async fn turns(&mut self) -> Result<Stop, Error> {
         self.dispatch()?;
         loop {
-            self.shared.inbox.turn(self.next_tick, !self.backlog.is_empty()).await;
+            self.shared.inbox.turn(self.ticks.next, !self.backlog.is_empty()).await;
             self.shared.inbox.take(&mut self.taken);
             match self.taken.stop {
                 Some(Stop::Now) => return Ok(Stop::Now),
@@ -116,7 +137,7 @@ impl EventLoop {
             }
             self.feed();
             self.dispatch()?;
-            if self.tick_is_due() {
+            if self.ticks.is_due(Instant::now()) {
                 self.node.handle(Event::Tick);
                 self.dispatch()?;
             }
@@ -138,16 +159,6 @@ impl EventLoop {
         for event in self.backlog.drain(..budget) {
             self.node.handle(event);
         }
-    }
-
-    /// At most one tick per wake-up, however long the pause was (H15).
-    fn tick_is_due(&mut self) -> bool {
-        let now = Instant::now();
-        if now < self.next_tick {
-            return false;
-        }
-        self.next_tick = (self.next_tick + self.period).max(now + self.period / 2);
-        true
     }
 
     fn drain(&mut self) {
@@ -206,5 +217,25 @@ impl EventLoop {
         if let Some(peers) = peers {
             self.ports.transport.set_peers(peers);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_keep_their_pace_and_a_pause_is_one_tick() {
+        let start = Instant::now();
+        let ms = Duration::from_millis;
+        let mut ticks = Ticks::new(ms(50), start);
+        assert!(!ticks.is_due(start + ms(49)));
+        assert!(ticks.is_due(start + ms(52)));
+        assert!(!ticks.is_due(start + ms(99)));
+        assert!(ticks.is_due(start + ms(100)), "a late tick does not shift the next");
+        let late = start + Duration::from_secs(60);
+        assert!(ticks.is_due(late));
+        assert!(!ticks.is_due(late + ms(1)), "missed ticks are not made up for");
+        assert!(ticks.is_due(late + ms(25)));
     }
 }

@@ -13,6 +13,7 @@
 //!   cannot prevent it;
 //! - dropping the supervisor's future ends every part, too.
 
+mod announce;
 pub(crate) mod applier;
 mod batch;
 pub(crate) mod boot;
@@ -40,14 +41,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use slog::{info, warn};
+use slog::warn;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::error::{Error, Result};
-use crate::node::event::{Change, Event};
+use crate::node::event::Event;
 use crate::node::{Boot, Node};
 use crate::reply::reply;
 use crate::store::Store;
@@ -60,7 +61,7 @@ use handler::PeerHandler;
 use host::{Host, Order};
 use inbox::Stop;
 use log_writer::LogQueue;
-use shared::{Phase, SMALL, Shared};
+use shared::{Phase, Shared};
 use snapshotter::Snapshotter;
 
 /// How long a part that hangs may delay the end, beyond `Config::request_timeout`.
@@ -155,7 +156,7 @@ async fn main(shared: Arc<Shared>, boot: Boot, seed: u64, ports: Ports) -> Resul
 
 /// Waits for what ends the node: a failure, or an order.
 async fn watch(shared: &Arc<Shared>, addr: &str) -> Result<()> {
-    let mut announce = pin!(announce(shared, addr).fuse());
+    let mut announce = pin!(announce::announce(shared, addr).fuse());
     loop {
         tokio::select! {
             biased;
@@ -163,40 +164,6 @@ async fn watch(shared: &Arc<Shared>, addr: &str) -> Result<()> {
             () = shared.reached(Phase::Stopping) => return Ok(()),
             () = &mut announce => {}
         }
-    }
-}
-
-/// Tells the leader when this node's address is not the one that the members know.
-async fn announce(shared: &Arc<Shared>, addr: &str) {
-    let mut status = shared.status.subscribe();
-    loop {
-        // NB: the sender lives in shared, so the wait cannot fail.
-        let _ = status.wait_for(|s| s.leader_id != 0).await;
-        let view = shared.view();
-        let (Some(identity), Some(membership)) = (view.identity, view.membership.as_ref()) else {
-            sleep(shared.config.heartbeat).await;
-            continue;
-        };
-        let known = identity.cluster.and_then(|(_, me)| membership.by_raft(me));
-        if known.is_none_or(|m| m.addr == addr) {
-            return;
-        }
-        let change = Change::Update {
-            node_id: identity.node_id,
-            incarnation: identity.incarnation,
-            addr: addr.to_owned(),
-        };
-        let patience = shared.config.request_timeout;
-        match shared.ask(SMALL, patience, |reply| Event::Change { change, reply }).await {
-            Ok(_) => {
-                info!(shared.logger, "announced a new address"; "addr" => addr.to_owned());
-                return;
-            }
-            Err(Error::ShuttingDown) => return,
-            Err(e) => warn!(shared.logger, "could not announce the new address yet";
-                "addr" => addr.to_owned(), "reason" => %e),
-        }
-        sleep(shared.config.election_timeout()).await;
     }
 }
 

@@ -85,6 +85,7 @@ pub(crate) struct Shared {
     phase: watch::Sender<Phase>,
     view: RwLock<Arc<View>>,
     leaving: AtomicBool,
+    removed: AtomicBool,
     caller: RwLock<Option<Caller>>,
 }
 
@@ -102,6 +103,7 @@ impl Shared {
             phase: watch::Sender::new(Phase::Idle),
             view: RwLock::default(),
             leaving: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
             caller: RwLock::default(),
         }
     }
@@ -153,6 +155,15 @@ impl Shared {
 
     pub(crate) fn set_leaving(&self, leaving: bool) {
         self.leaving.store(leaving, Ordering::Release);
+    }
+
+    /// Whether a member has said that this node was removed.
+    pub(crate) fn was_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_removed(&self) {
+        self.removed.store(true, Ordering::Release);
     }
 
     /// The way to other nodes; None while this one does not serve.

@@ -4,6 +4,8 @@
 mod basics;
 mod ends;
 mod grpc;
+mod load;
 mod membership;
+mod parts;
 mod restart;
 mod support;

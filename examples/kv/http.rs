@@ -1,0 +1,143 @@
+//! The HTTP face of a node. Every answer to a write says whether it took effect: in the header
+//! `x-raft-outcome` (`applied`, `not-applied`, `unknown`) and, for errors, in the JSON body.
+
+use std::collections::HashMap;
+
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router, body::Bytes};
+use raftline::{Consistency, Error, Mailbox, Outcome};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::store::{Command, decode_value};
+
+/// Tells whether a write took effect.
+pub(crate) const OUTCOME: &str = "x-raft-outcome";
+
+/// Above the library's own limit, so that its error is the one that a client sees.
+const MAX_BODY: usize = 64 << 20;
+
+/// Serves until `stop` resolves.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    mailbox: Mailbox,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let app = Router::new()
+        .route("/", get(page))
+        .route("/status", get(status))
+        .route("/kv/{key}", get(read).put(put).delete(delete))
+        .route("/leave", post(leave))
+        .route("/transfer/{id}", post(transfer))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(mailbox);
+    axum::serve(listener, app).with_graceful_shutdown(stop).await
+}
+
+/// An error of the library on its way out.
+struct Failed(Error);
+
+impl From<Error> for Failed {
+    fn from(e: Error) -> Self {
+        Self(e)
+    }
+}
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        let Self(e) = self;
+        let outcome = outcome_name(e.outcome());
+        let body = json!({
+            "error": e.to_string(),
+            "outcome": outcome,
+            "retryable": e.is_retryable(),
+            "leader": e.leader().map(|l| json!({ "id": l.id, "addr": l.addr })),
+        });
+        (status_of(&e), [(OUTCOME, outcome)], Json(body)).into_response()
+    }
+}
+
+fn outcome_name(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Applied => "applied",
+        Outcome::NotApplied => "not-applied",
+        Outcome::Unknown => "unknown",
+    }
+}
+
+fn status_of(e: &Error) -> StatusCode {
+    match e {
+        Error::Rejected(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        Error::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+        Error::Overloaded { .. } => StatusCode::TOO_MANY_REQUESTS,
+        Error::Membership(_) => StatusCode::CONFLICT,
+        Error::Removed { .. } => StatusCode::GONE,
+        Error::Timeout | Error::Unknown { .. } => StatusCode::GATEWAY_TIMEOUT,
+        Error::NotLeader { .. }
+        | Error::NoLeader
+        | Error::Dropped
+        | Error::ShuttingDown
+        | Error::Unreachable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+type Answer<T> = Result<T, Failed>;
+
+async fn write(mailbox: &Mailbox, command: Command) -> Answer<Response> {
+    let reply = mailbox.propose(command.encode()?).await?;
+    let body = json!({ "outcome": "applied", "existed": reply.first() == Some(&1) });
+    Ok(([(OUTCOME, "applied")], Json(body)).into_response())
+}
+
+async fn put(
+    State(mailbox): State<Mailbox>,
+    Path(key): Path<String>,
+    value: Bytes,
+) -> Answer<Response> {
+    write(&mailbox, Command::Put { key, value: value.to_vec() }).await
+}
+
+async fn delete(State(mailbox): State<Mailbox>, Path(key): Path<String>) -> Answer<Response> {
+    write(&mailbox, Command::Delete { key }).await
+}
+
+/// Linearizable; with `?stale` whatever this node holds.
+async fn read(
+    State(mailbox): State<Mailbox>,
+    Path(key): Path<String>,
+    Query(flags): Query<HashMap<String, String>>,
+) -> Answer<Response> {
+    let consistency = match flags.get("stale").map(String::as_str) {
+        None | Some("false") => Consistency::Linearizable,
+        Some(_) => Consistency::Stale,
+    };
+    let answer = mailbox.query_with(key.into_bytes(), consistency).await?;
+    Ok(match decode_value(answer.data) {
+        Some(value) => {
+            ([(header::CONTENT_TYPE, "application/octet-stream")], value).into_response()
+        }
+        None => (StatusCode::NOT_FOUND, "no such key\n").into_response(),
+    })
+}
+
+async fn status(State(mailbox): State<Mailbox>) -> Answer<Response> {
+    Ok(Json(mailbox.status().await?).into_response())
+}
+
+async fn leave(State(mailbox): State<Mailbox>) -> Answer<Response> {
+    mailbox.leave().await?;
+    Ok(Json(json!({ "outcome": "applied" })).into_response())
+}
+
+async fn transfer(State(mailbox): State<Mailbox>, Path(id): Path<u64>) -> Answer<Response> {
+    mailbox.transfer_leadership(id).await?;
+    Ok(Json(json!({ "outcome": "applied" })).into_response())
+}
+
+async fn page() -> Html<&'static str> {
+    Html(include_str!("status.html"))
+}

@@ -1,0 +1,69 @@
+//! A replicated key-value store over HTTP, one process per node, and the drill that shows what it
+//! is worth.
+//!
+//! ```text
+//! kv cluster                       three processes, loaded, killed, restarted, verified
+//! kv --id 1 --raft-addr 127.0.0.1:5001 --http-addr 127.0.0.1:8001 --data-dir kv-1 --found
+//! kv --id 2 --raft-addr 127.0.0.1:5002 --http-addr 127.0.0.1:8002 --data-dir kv-2 \
+//!    --peer 127.0.0.1:5001
+//! kv load README.md --node 127.0.0.1:8001
+//! kv verify README.md --node 127.0.0.1:8002
+//! ```
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program talks to its user")]
+
+mod client;
+mod cluster;
+mod http;
+mod load;
+mod node;
+mod process;
+mod store;
+mod text;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// What any part of the program fails with, in words.
+pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+#[derive(Debug, Parser)]
+#[command(about = "A replicated key-value store", args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    node: Option<node::Flags>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run one node (also without the word).
+    Node(node::Flags),
+    /// Write every line of a file, with many clients at a time.
+    Load(load::Flags),
+    /// Read every line of a file back and compare.
+    Verify(verify::Flags),
+    /// Start three nodes, load them, kill the leader and then all of them, and verify.
+    Cluster(cluster::Flags),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match (cli.command, cli.node) {
+        (Some(Command::Node(flags)), _) | (None, Some(flags)) => node::run(flags).await,
+        (Some(Command::Load(flags)), _) => load::run(flags).await,
+        (Some(Command::Verify(flags)), _) => verify::run(flags).await,
+        (Some(Command::Cluster(flags)), _) => cluster::run(flags).await,
+        (None, None) => Err("say what to do: `kv --help` tells".into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}

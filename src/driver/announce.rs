@@ -1,0 +1,77 @@
+//! A node that moved tells the leader its new address.
+//!
+//! The members know only the old address, so none of them can reach this node, and it may never
+//! hear who leads: it asks them who does, and tells that one.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use slog::{info, warn};
+use tokio::time::sleep;
+
+use super::shared::{SMALL, Shared, View};
+use crate::error::{Error, Result};
+use crate::node::event::{Change, Event};
+use crate::pb::{self, request::Kind, response::Kind as Answer};
+use crate::types::{Identity, Member, RaftId};
+
+/// Returns once the members know this address, or are going to.
+pub(super) async fn announce(shared: &Arc<Shared>, addr: &str) {
+    loop {
+        let view = shared.view();
+        if let Some((identity, me)) = moved(&view, addr) {
+            match tell(shared, &view, &identity, me, addr).await {
+                Ok(()) => {
+                    info!(shared.logger, "announced a new address"; "addr" => addr.to_owned());
+                    return;
+                }
+                Err(Error::ShuttingDown) => return,
+                Err(e) => warn!(shared.logger, "could not announce the new address yet";
+                    "addr" => addr.to_owned(), "reason" => %e),
+            }
+        } else if view.membership.is_some() {
+            return;
+        }
+        sleep(shared.config.election_timeout()).await;
+    }
+}
+
+/// Who this node is, when the membership has it at another address.
+fn moved(view: &View, addr: &str) -> Option<(Identity, RaftId)> {
+    let (_, me) = view.cluster()?;
+    let member = view.membership.as_ref()?.by_raft(me)?;
+    (member.addr != addr).then_some((view.identity?, me))
+}
+
+async fn tell(
+    shared: &Arc<Shared>,
+    view: &View,
+    identity: &Identity,
+    me: RaftId,
+    addr: &str,
+) -> Result<()> {
+    let (node_id, incarnation) = (identity.node_id, identity.incarnation);
+    let patience = shared.config.request_timeout;
+    if shared.leads() {
+        let change = Change::Update { node_id, incarnation, addr: addr.to_owned() };
+        shared.ask(SMALL, patience, |reply| Event::Change { change, reply }).await?;
+        return Ok(());
+    }
+    let Some(caller) = shared.caller() else { return Err(Error::ShuttingDown) };
+    let member =
+        Member { node_id, raft_id: me, incarnation, addr: addr.to_owned(), metadata: Bytes::new() };
+    let kind = Kind::Change(pb::Change { kind: Some(pb::change::Kind::Update(member.to_pb())) });
+    let members = view.membership.iter().flat_map(|m| &m.members).filter(|m| m.raft_id != me);
+    let known: Vec<String> =
+        members.map(|m| m.addr.clone()).chain(shared.config.peers.clone()).collect();
+    let answers = caller.infos(&known, shared.config.election_timeout()).await;
+    let mut leaders = answers.into_iter().map(|(_, info)| info.leader_addr);
+    let leader = leaders.find(|a| !a.is_empty()).ok_or(Error::NoLeader)?;
+    let cluster = view.cluster().map(|(cluster, _)| cluster);
+    match caller.call(&leader, cluster, kind, patience).await {
+        Ok(Some(Answer::Done(_))) => Ok(()),
+        Ok(Some(Answer::Refused(refused))) => Err(super::wire::error(&refused, 0, 0)),
+        Ok(_) => Err(Error::unknown("the leader's answer does not fit")),
+        Err(e) => Err(Error::Unreachable { addr: leader, reason: e.to_string() }),
+    }
+}

@@ -1,0 +1,163 @@
+//! A part of the node that fails or panics ends the node, with the cause, and nothing else.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use raftline::log::memory::MemoryLog;
+use raftline::log::{LogBatch, LogStorage, Recovered};
+use raftline::transport::memory::{MemoryNetwork, MemoryTransport};
+use raftline::transport::{Handler, Peers, SnapshotStream, Transport, TransportError};
+use raftline::vfs::MemVfs;
+use raftline::{
+    Error, Identity, Mailbox, Message, Position, Raft, Result, StorageError, async_trait, pb,
+};
+use tokio::task::JoinHandle;
+
+use crate::support::{Journal, config, logger};
+
+const WORK: u8 = 0;
+const FAIL: u8 = 1;
+const PANIC: u8 = 2;
+
+#[derive(Clone, Debug, Default)]
+struct Switch(Arc<AtomicU8>);
+
+impl Switch {
+    fn set(&self, to: u8) {
+        self.0.store(to, Ordering::Release);
+    }
+
+    fn is(&self, what: u8) -> bool {
+        self.0.load(Ordering::Acquire) == what
+    }
+}
+
+/// A log whose next write fails or panics.
+#[derive(Debug)]
+struct BadLog {
+    log: MemoryLog,
+    switch: Switch,
+}
+
+impl LogStorage for BadLog {
+    fn load(&mut self) -> Result<Recovered, StorageError> {
+        self.log.load()
+    }
+
+    fn identify(&mut self, identity: &Identity) -> Result<(), StorageError> {
+        self.log.identify(identity)
+    }
+
+    fn append(&mut self, batches: &[LogBatch]) -> Result<(), StorageError> {
+        assert!(!self.switch.is(PANIC), "the log panics as asked");
+        if self.switch.is(FAIL) {
+            return Err(StorageError::Io {
+                op: "write",
+                path: "log".into(),
+                source: std::io::Error::from(std::io::ErrorKind::StorageFull),
+            });
+        }
+        self.log.append(batches)
+    }
+
+    fn compact(&mut self, through: Position) -> Result<(), StorageError> {
+        self.log.compact(through)
+    }
+
+    fn close(&mut self) -> Result<(), StorageError> {
+        self.log.close()
+    }
+}
+
+/// A transport that panics in the event loop.
+#[derive(Debug)]
+struct BadTransport {
+    transport: MemoryTransport,
+    switch: Switch,
+}
+
+#[async_trait]
+impl Transport for BadTransport {
+    fn start(&self, handler: Arc<dyn Handler>) -> std::io::Result<()> {
+        self.transport.start(handler)
+    }
+
+    fn set_peers(&self, peers: Peers) {
+        assert!(!self.switch.is(PANIC), "the transport panics as asked");
+        self.transport.set_peers(peers);
+    }
+
+    fn send(&self, messages: Vec<Message>) {
+        self.transport.send(messages);
+    }
+
+    async fn send_snapshot(
+        &self,
+        message: Message,
+        body: SnapshotStream,
+    ) -> Result<(), TransportError> {
+        self.transport.send_snapshot(message, body).await
+    }
+
+    async fn call(
+        &self,
+        addr: &str,
+        request: pb::Request,
+        timeout: Duration,
+    ) -> Result<pb::Response, TransportError> {
+        self.transport.call(addr, request, timeout).await
+    }
+
+    async fn close(&self) {
+        self.transport.close().await;
+    }
+}
+
+fn node(log: &Switch, transport: &Switch) -> (Mailbox, JoinHandle<Result<()>>) {
+    let network = MemoryNetwork::new(1);
+    let transport = BadTransport { transport: network.endpoint("n1:1"), switch: transport.clone() };
+    let log = BadLog { log: MemoryLog::new(), switch: log.clone() };
+    let raft =
+        Raft::with_transport(Arc::new(transport), "n1:1", Journal::default(), logger(), config());
+    let raft = raft.unwrap().with_log(Box::new(log), Arc::new(MemVfs::default()));
+    let mailbox = raft.mailbox();
+    (mailbox, tokio::spawn(raft.lead(1)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_fails_ends_the_node_and_acknowledges_nothing() {
+    let log = Switch::default();
+    let (mailbox, node) = node(&log, &Switch(Arc::new(AtomicU8::new(WORK))));
+    mailbox.propose("durable").await.unwrap();
+    log.set(FAIL);
+    let error = mailbox.propose("lost").await.unwrap_err();
+    assert!(error.outcome_unknown(), "{error}");
+    let error = node.await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::Storage(StorageError::Io { op: "write", .. })), "{error}");
+    assert!(matches!(mailbox.propose("late").await, Err(Error::ShuttingDown)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_of_the_log_thread_is_contained_and_named() {
+    let log = Switch::default();
+    let (mailbox, node) = node(&log, &Switch::default());
+    mailbox.propose("durable").await.unwrap();
+    log.set(PANIC);
+    assert!(mailbox.propose("lost").await.unwrap_err().outcome_unknown());
+    let error = node.await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::Internal { part: "log writer", .. }), "{error}");
+    assert!(error.to_string().contains("as asked"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_of_the_event_loop_is_contained_and_named() {
+    let transport = Switch::default();
+    transport.set(PANIC);
+    let (mailbox, node) = node(&Switch::default(), &transport);
+    let error = mailbox.propose("never").await.unwrap_err();
+    assert!(matches!(error, Error::ShuttingDown), "{error}");
+    let error = node.await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::Internal { part: "event loop", .. }), "{error}");
+    assert!(error.to_string().contains("as asked"), "{error}");
+}
