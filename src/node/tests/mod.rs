@@ -13,6 +13,7 @@
 //! - H11 is in `h9_hostile_messages`, every rule of the gate in `gate/tests.rs`.
 //! - H12: `LogCache` never fails; its own tests.
 
+mod calls;
 mod cluster;
 mod disk;
 mod script;
@@ -60,6 +61,7 @@ scripts! {
     h6_new_term_is_durable_first
     h6b_sole_voter_and_its_tail
     h7_lost_snapshot
+    h7_silenced_snapshot
     h8_restart
     h9_hostile_messages
     linger
@@ -72,6 +74,7 @@ scripts! {
     r15_reads
     r17_leader_leaves
     r17_membership
+    r17_promotion_waits
     r17_snapshot_while_membership_changes
     r19_hung_store
     r19_uncommitted_tail

@@ -6,7 +6,8 @@
 
 use std::fmt::Write as _;
 
-use super::cluster::{Answer, Cluster, Packet, addr, incarnation};
+use super::calls::Answer;
+use super::cluster::{Cluster, Packet, addr, incarnation};
 use super::text;
 use crate::node::event::{Change, Event, Freshness};
 use crate::types::NodeId;
@@ -142,9 +143,9 @@ impl Script {
                 self.cluster.drive(id);
             }
             "age" => {
-                // They have not heard from a leader for an election timeout.
+                // They have not heard from a leader for so long that the next tick is too much.
                 for id in ids {
-                    self.cluster.node(id).raw.raft.election_elapsed = 10;
+                    self.cluster.node(id).raw.raft.election_elapsed = 19;
                 }
             }
             "tick" => {
@@ -338,6 +339,7 @@ impl Script {
                     "node {id}: {}",
                     m.node.as_ref().map_or("down".into(), |n| n.status().health)
                 ),
+                "peers" => text::peers(id, m),
                 _ => text::members(id, m),
             };
             self.line(line);

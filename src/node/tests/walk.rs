@@ -6,7 +6,8 @@
 
 use std::collections::BTreeSet;
 
-use super::cluster::{Answer, Cluster, Load, addr, incarnation};
+use super::calls::Answer;
+use super::cluster::{Cluster, Load, addr, incarnation};
 use super::text;
 use crate::error::Outcome;
 use crate::node::event::{Change, Event, Freshness};
