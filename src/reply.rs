@@ -21,7 +21,7 @@ const ABANDONED: u8 = 2;
 
 /// The answering end.
 #[derive(Debug)]
-pub struct Reply<T> {
+pub(crate) struct Reply<T> {
     sender: Option<oneshot::Sender<Result<T>>>,
     fate: Arc<AtomicU8>,
     permit: Option<Permit>,
@@ -29,13 +29,13 @@ pub struct Reply<T> {
 
 /// The asking end.
 #[derive(Debug)]
-pub struct Waiter<T> {
+pub(crate) struct Waiter<T> {
     receiver: oneshot::Receiver<Result<T>>,
     fate: Arc<AtomicU8>,
 }
 
 /// A fresh pair; the permit, if any, is given back when the answer is sent.
-pub fn reply<T>(permit: Option<Permit>) -> (Reply<T>, Waiter<T>) {
+pub(crate) fn reply<T>(permit: Option<Permit>) -> (Reply<T>, Waiter<T>) {
     let (sender, receiver) = oneshot::channel();
     let fate = Arc::new(AtomicU8::new(WAITING));
     (Reply { sender: Some(sender), fate: fate.clone(), permit }, Waiter { receiver, fate })
@@ -43,7 +43,7 @@ pub fn reply<T>(permit: Option<Permit>) -> (Reply<T>, Waiter<T>) {
 
 impl<T> Reply<T> {
     /// Answers.
-    pub fn send(mut self, answer: Result<T>) {
+    pub(crate) fn send(mut self, answer: Result<T>) {
         self.permit = None;
         if let Some(sender) = self.sender.take() {
             let _ = sender.send(answer);
@@ -52,7 +52,7 @@ impl<T> Reply<T> {
 
     /// Claims the request for the log: false when its caller gave up first, and then it must not
     /// be appended or forwarded.
-    pub fn begin(&self) -> bool {
+    pub(crate) fn begin(&self) -> bool {
         match self.fate.compare_exchange(WAITING, APPENDED, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => true,
             Err(found) => found == APPENDED,
@@ -60,12 +60,12 @@ impl<T> Reply<T> {
     }
 
     /// Takes the claim of [`Reply::begin`] back: the append was refused, nothing happened.
-    pub fn retract(&self) {
+    pub(crate) fn retract(&self) {
         let _ = self.fate.compare_exchange(APPENDED, WAITING, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// Whether the caller has gone.
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.sender.as_ref().is_none_or(oneshot::Sender::is_closed)
     }
 }
@@ -92,7 +92,7 @@ impl<T> Waiter<T> {
     ///
     /// # Cancel safety
     /// Dropping the future abandons the answer, not the command.
-    pub async fn wait(mut self, timeout: Duration) -> Result<T> {
+    pub(crate) async fn wait(mut self, timeout: Duration) -> Result<T> {
         match tokio::time::timeout(timeout, &mut self.receiver).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Error::unknown("the answer was lost")),
@@ -116,7 +116,7 @@ impl<T> Waiter<T> {
 
 /// Bounds the work in flight, in requests and bytes; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Admission {
+pub(crate) struct Admission {
     shared: Arc<AdmissionState>,
 }
 
@@ -130,14 +130,14 @@ struct AdmissionState {
 
 /// A share of an [`Admission`], given back on drop.
 #[derive(Debug)]
-pub struct Permit {
+pub(crate) struct Permit {
     shared: Arc<AdmissionState>,
     bytes: u64,
 }
 
 impl Admission {
     /// At most this many requests and bytes at a time.
-    pub fn new(max_count: u64, max_bytes: u64) -> Self {
+    pub(crate) fn new(max_count: u64, max_bytes: u64) -> Self {
         Self {
             shared: Arc::new(AdmissionState {
                 count: AtomicU64::new(0),
@@ -152,7 +152,7 @@ impl Admission {
     ///
     /// # Errors
     /// `Overloaded` at the bound; a request that is alone always passes.
-    pub fn admit(&self, bytes: u64) -> Result<Permit> {
+    pub(crate) fn admit(&self, bytes: u64) -> Result<Permit> {
         let s = &self.shared;
         let count = s.count.fetch_add(1, Ordering::AcqRel);
         let before = s.bytes.fetch_add(bytes, Ordering::AcqRel);
@@ -167,7 +167,7 @@ impl Admission {
     }
 
     /// Requests and bytes in flight.
-    pub fn in_flight(&self) -> (u64, u64) {
+    pub(crate) fn in_flight(&self) -> (u64, u64) {
         (self.shared.count.load(Ordering::Acquire), self.shared.bytes.load(Ordering::Acquire))
     }
 }

@@ -19,7 +19,7 @@ const ROUNDS: usize = 3000;
 
 /// p50 in microseconds of write + fdatasync of 4 KiB into a preallocated file, while two other
 /// threads do the same.
-pub fn fdatasync_us() -> u32 {
+pub(crate) fn fdatasync_us() -> u32 {
     let dir = tempfile::tempdir_in(data_root()).unwrap();
     let threads: Vec<_> = (0..3)
         .map(|i| {
@@ -96,7 +96,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-pub fn serve_echo(addr: &str) {
+pub(crate) fn serve_echo(addr: &str) {
     let addr = addr.parse().unwrap();
     let server = tonic::transport::Server::builder().tcp_nodelay(true).add_service(Echo);
     runtime().block_on(server.serve(addr)).unwrap();
@@ -112,7 +112,7 @@ impl Drop for Killed {
 }
 
 /// p50 in microseconds of one message of 128 bytes there and back over a bidirectional stream.
-pub fn stream_rtt_us() -> u32 {
+pub(crate) fn stream_rtt_us() -> u32 {
     let addr = free_addr();
     let exe = std::env::current_exe().unwrap();
     let _server = Killed(Command::new(exe).args(["echo", &addr]).spawn().unwrap());

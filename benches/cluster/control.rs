@@ -10,49 +10,49 @@ use raftline::NodeId;
 
 use crate::node::Command;
 
-pub struct Proc {
-    pub id: NodeId,
-    pub addr: String,
+pub(crate) struct Proc {
+    pub(crate) id: NodeId,
+    pub(crate) addr: String,
     child: Child,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
 }
 
-pub struct Cluster {
-    pub nodes: Vec<Proc>,
+pub(crate) struct Cluster {
+    pub(crate) nodes: Vec<Proc>,
     dir: tempfile::TempDir,
     flags: Vec<&'static str>,
 }
 
-pub fn free_addr() -> String {
+pub(crate) fn free_addr() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 impl Proc {
     /// Sends a command; [`Proc::answer`] reads what comes back.
-    pub fn tell(&mut self, command: &Command) {
+    pub(crate) fn tell(&mut self, command: &Command) {
         writeln!(self.stdin, "{}", serde_json::to_string(command).unwrap()).unwrap();
         self.stdin.flush().unwrap();
     }
 
-    pub fn answer(&mut self) -> serde_json::Value {
+    pub(crate) fn answer(&mut self) -> serde_json::Value {
         let mut line = String::new();
         self.stdout.read_line(&mut line).unwrap();
         serde_json::from_str(&line)
             .unwrap_or_else(|e| panic!("node {} answered {line:?}: {e}", self.id))
     }
 
-    pub fn ask(&mut self, command: &Command) -> serde_json::Value {
+    pub(crate) fn ask(&mut self, command: &Command) -> serde_json::Value {
         self.tell(command);
         self.answer()
     }
 
-    pub fn status(&mut self) -> serde_json::Value {
+    pub(crate) fn status(&mut self) -> serde_json::Value {
         self.ask(&Command::Status)
     }
 
     /// Seconds of processor time so far.
-    pub fn cpu(&self) -> f64 {
+    pub(crate) fn cpu(&self) -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 2..].split(' ').collect();
         let ticks = |i: usize| fields[i].parse::<f64>().unwrap();
@@ -60,13 +60,13 @@ impl Proc {
     }
 
     /// Peak memory in MiB.
-    pub fn peak_mib(&self) -> f64 {
+    pub(crate) fn peak_mib(&self) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
     }
 
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
@@ -81,7 +81,7 @@ impl Drop for Proc {
 
 impl Cluster {
     /// Three nodes, all voters.
-    pub fn start(flags: &[&'static str]) -> Self {
+    pub(crate) fn start(flags: &[&'static str]) -> Self {
         let dir = tempfile::tempdir_in(data_root()).unwrap();
         let mut cluster = Self { nodes: Vec::new(), dir, flags: flags.to_vec() };
         for id in 1..=3 {
@@ -96,7 +96,7 @@ impl Cluster {
         cluster
     }
 
-    pub fn spawn(&self, id: NodeId, addr: String, via: Option<String>) -> Proc {
+    pub(crate) fn spawn(&self, id: NodeId, addr: String, via: Option<String>) -> Proc {
         let dir: PathBuf = self.dir.path().join(id.to_string());
         let mut process = Process::new(std::env::current_exe().unwrap());
         process.args(["node", "--id", &id.to_string(), "--addr", &addr]);
@@ -111,7 +111,7 @@ impl Cluster {
     }
 
     /// Waits until every node's status is as wanted.
-    pub fn wait(&mut self, what: &str, wanted: impl Fn(&serde_json::Value) -> bool) {
+    pub(crate) fn wait(&mut self, what: &str, wanted: impl Fn(&serde_json::Value) -> bool) {
         let begin = Instant::now();
         for node in &mut self.nodes {
             while !wanted(&node.status()) {
@@ -122,7 +122,7 @@ impl Cluster {
     }
 
     /// Place of the leader in `nodes`, once everybody agrees.
-    pub fn leader(&mut self) -> usize {
+    pub(crate) fn leader(&mut self) -> usize {
         let begin = Instant::now();
         loop {
             let said: Vec<u64> =
@@ -137,7 +137,7 @@ impl Cluster {
 }
 
 /// Where data is written: beside the build, on the disk that is to be measured.
-pub fn data_root() -> PathBuf {
+pub(crate) fn data_root() -> PathBuf {
     let root = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     std::fs::create_dir_all(&root).unwrap();
     root

@@ -10,30 +10,30 @@ use serde::{Deserialize, Serialize};
 const KEYS: u64 = 100_000;
 
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Cell {
-    pub clients: usize,
-    pub payload: usize,
+pub(crate) struct Cell {
+    pub(crate) clients: usize,
+    pub(crate) payload: usize,
     /// Percent of the calls that read.
-    pub reads: u64,
+    pub(crate) reads: u64,
     /// Proposals per call; 1: `propose`, more: `propose_many`.
-    pub batch: usize,
-    pub warm_ms: u64,
-    pub run_ms: u64,
+    pub(crate) batch: usize,
+    pub(crate) warm_ms: u64,
+    pub(crate) run_ms: u64,
 }
 
 #[derive(Serialize, Deserialize, Default)]
-pub struct Outcome {
-    pub ops: u64,
-    pub ops_s: f64,
-    pub p50_us: u32,
-    pub p99_us: u32,
-    pub p999_us: u32,
-    pub max_us: u32,
-    pub errors: u64,
-    pub first_error: String,
+pub(crate) struct Outcome {
+    pub(crate) ops: u64,
+    pub(crate) ops_s: f64,
+    pub(crate) p50_us: u32,
+    pub(crate) p99_us: u32,
+    pub(crate) p999_us: u32,
+    pub(crate) max_us: u32,
+    pub(crate) errors: u64,
+    pub(crate) first_error: String,
 }
 
-pub fn command(key: u64, len: usize) -> Vec<u8> {
+pub(crate) fn command(key: u64, len: usize) -> Vec<u8> {
     let mut out = vec![b'x'; len];
     out[..8].copy_from_slice(&key.to_le_bytes());
     out
@@ -94,7 +94,7 @@ impl Client {
     }
 }
 
-pub async fn run(mailbox: &Mailbox, cell: &Cell) -> Outcome {
+pub(crate) async fn run(mailbox: &Mailbox, cell: &Cell) -> Outcome {
     let begin = Instant::now() + Duration::from_millis(cell.warm_ms);
     let end = begin + Duration::from_millis(cell.run_ms);
     let stop = Arc::new(AtomicBool::new(false));
@@ -133,7 +133,7 @@ pub async fn run(mailbox: &Mailbox, cell: &Cell) -> Outcome {
     out
 }
 
-pub fn quantile(sorted: &[u32], q: f64) -> u32 {
+pub(crate) fn quantile(sorted: &[u32], q: f64) -> u32 {
     let at = (sorted.len() as f64 * q).ceil() as usize;
     sorted.get(at.saturating_sub(1)).copied().unwrap_or(0)
 }

@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use crate::load;
 
 #[derive(clap::Args)]
-pub struct NodeArgs {
+pub(crate) struct NodeArgs {
     #[arg(long)]
     id: u64,
     #[arg(long)]
@@ -29,7 +29,7 @@ pub struct NodeArgs {
 
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "cmd")]
-pub enum Command {
+pub(crate) enum Command {
     Status,
     Load(load::Cell),
     /// Writes until one succeeds; answers the number of tries.
@@ -87,7 +87,7 @@ impl Store for Kv {
     }
 }
 
-pub fn run(args: NodeArgs) {
+pub(crate) fn run(args: NodeArgs) {
     let mut builder = if args.single_thread {
         tokio::runtime::Builder::new_current_thread()
     } else {

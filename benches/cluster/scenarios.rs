@@ -10,7 +10,7 @@ use crate::load::{Cell, Outcome};
 use crate::node::Command;
 
 #[derive(clap::Args)]
-pub struct LoadArgs {
+pub(crate) struct LoadArgs {
     /// Bytes per command.
     #[arg(long, default_value_t = 128)]
     payload: usize,
@@ -40,7 +40,7 @@ pub struct LoadArgs {
     on: String,
 }
 
-pub fn load(args: &LoadArgs) {
+pub(crate) fn load(args: &LoadArgs) {
     let sync = if args.memory { 0 } else { ceilings::fdatasync_us() };
     let rtt = ceilings::stream_rtt_us();
     println!(
@@ -101,7 +101,7 @@ fn order(first: usize) -> [usize; 3] {
     [first, (first + 1) % 3, (first + 2) % 3]
 }
 
-pub fn failover(kills: usize) {
+pub(crate) fn failover(kills: usize) {
     let timeout = Config::default().election_timeout().as_secs_f64() * 1e3;
     let mut cluster = Cluster::start(&[]);
     let mut times = Vec::new();
@@ -131,7 +131,7 @@ pub fn failover(kills: usize) {
     );
 }
 
-pub fn idle(seconds: u64) {
+pub(crate) fn idle(seconds: u64) {
     let mut cluster = Cluster::start(&[]);
     cluster.leader();
     std::thread::sleep(Duration::from_secs(2));
@@ -145,7 +145,7 @@ pub fn idle(seconds: u64) {
     );
 }
 
-pub fn join() {
+pub(crate) fn join() {
     for (what, count, size, batch) in
         [("100 MB of state", 100, 1 << 20, 10), ("1,000,000 small entries", 1_000_000, 16, 10_000)]
     {
@@ -172,7 +172,7 @@ pub fn join() {
     }
 }
 
-pub fn big_proposal() {
+pub(crate) fn big_proposal() {
     let mut cluster = Cluster::start(&[]);
     let leader = cluster.leader();
     for at in [leader, (leader + 1) % 3] {

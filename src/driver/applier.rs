@@ -123,6 +123,7 @@ impl Applier {
         drop(self.queue.push(job));
     }
 
+    #[cfg(test)]
     /// Entries and bytes of proposals that the Store has not applied yet.
     pub(crate) fn lag(&self) -> (u64, u64) {
         (self.lag.entries.load(Ordering::Relaxed), self.lag.bytes.load(Ordering::Relaxed))

@@ -38,6 +38,7 @@ impl FatalSink {
         }
     }
 
+    #[cfg(test)]
     /// Whether anything was reported.
     pub(crate) fn is_reported(&self) -> bool {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).reported

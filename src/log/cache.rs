@@ -40,10 +40,8 @@ impl LogCache {
         conf_state: &ConfState,
         snapshot: Option<SnapshotMeta>,
     ) -> Self {
-        let mut hs = eraftpb::HardState::default();
-        hs.term = hard_state.term;
-        hs.vote = hard_state.vote;
-        hs.commit = hard_state.commit;
+        let HardState { term, vote, commit } = hard_state;
+        let hs = eraftpb::HardState { term, vote, commit, ..eraftpb::HardState::default() };
         let mut cache = Self {
             compacted,
             entries: VecDeque::new(),

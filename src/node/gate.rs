@@ -37,6 +37,7 @@ use raft_rs::{Raft, RaftLog, StateRole, Storage};
 use crate::config::Config;
 use crate::types::{Index, Membership, RaftId, Term};
 
+#[cfg(test)]
 pub(crate) use leader::check_conf_state;
 use leader::{
     append_agrees_with_log, append_well_formed, campaign_wanted, heartbeat_within_log,

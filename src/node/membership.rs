@@ -84,10 +84,9 @@ impl Changes {
 
     /// A snapshot covers `index`: a change there is not known to have happened.
     pub(super) fn covered(&mut self, index: Index) {
-        if let Some(current) = self.current.take_if(|c| c.index <= index) {
-            if let Some(reply) = current.reply {
-                reply.send(Err(Error::unknown("a snapshot covers the membership change")));
-            }
+        let current = self.current.take_if(|c| c.index <= index);
+        if let Some(reply) = current.and_then(|c| c.reply) {
+            reply.send(Err(Error::unknown("a snapshot covers the membership change")));
         }
     }
 

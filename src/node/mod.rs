@@ -26,7 +26,6 @@ mod report;
 mod snapshots;
 mod start;
 #[cfg(test)]
-#[expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 mod tests;
 
 use raft_rs::RawNode;
@@ -47,7 +46,6 @@ struct Limits {
     heartbeat_tick: u64,
     election_tick: u64,
     max_size_per_msg: u64,
-    max_entry_size: u64,
     max_apply_lag: u64,
     snapshot_entries: u64,
     snapshot_bytes: u64,
@@ -62,7 +60,6 @@ impl Limits {
             heartbeat_tick: c.heartbeat_tick as u64,
             election_tick: c.election_tick as u64,
             max_size_per_msg: c.max_size_per_msg,
-            max_entry_size: c.max_entry_size,
             max_apply_lag: c.max_apply_lag,
             snapshot_entries: c.snapshot_entries,
             snapshot_bytes: c.snapshot_bytes,

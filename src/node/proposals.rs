@@ -117,9 +117,7 @@ impl Proposals {
 
 /// An entry to propose.
 pub(super) fn entry(data: Bytes) -> eraftpb::Entry {
-    let mut e = eraftpb::Entry::default();
-    e.data = data;
-    e
+    eraftpb::Entry { data, ..eraftpb::Entry::default() }
 }
 
 #[cfg(test)]

@@ -143,6 +143,7 @@ impl SnapshotDir {
         Ok(self.open_snapshot(position)?.meta().clone())
     }
 
+    #[cfg(test)]
     /// Every snapshot, newest first, judged by its head and length; one that is damaged is an
     /// error in its place.
     ///
@@ -165,6 +166,7 @@ impl SnapshotDir {
         Ok(metas)
     }
 
+    #[cfg(test)]
     /// The newest snapshot whose head and length are right. The log's record decides whether it
     /// is the one to start from.
     ///

@@ -126,6 +126,7 @@ pub(crate) enum Reject {
 }
 
 impl Reject {
+    #[cfg(test)]
     /// The number of the broken rule.
     pub(crate) fn rule(&self) -> u8 {
         match self {
