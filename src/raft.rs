@@ -428,7 +428,7 @@ fn check_id(id: NodeId) -> Result<()> {
     if id != 0 {
         return Ok(());
     }
-    Err(Error::Membership("a node id must not be 0; ids count from 1".to_owned()))
+    Err(Error::Config { field: "id", reason: "a node id must not be 0".to_owned() })
 }
 
 fn resolve<A: ToSocketAddrs>(listen: A) -> Result<SocketAddr> {

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::applier::{Applier, Job};
 use super::forwarder::Forwarder;
 use super::inbox::{Classes, Stop};
+use super::leave;
 use super::log_writer::{Close, LogQueue};
 use super::shared::{Shared, View};
 use super::snapshotter::Snapshotter;
@@ -60,32 +61,56 @@ impl Drop for Ports {
     }
 }
 
+/// When the next tick is due.
+#[derive(Debug)]
+struct Ticks {
+    period: Duration,
+    next: Instant,
+}
+
+impl Ticks {
+    fn new(period: Duration, now: Instant) -> Self {
+        Self { period, next: now + period }
+    }
+
+    /// Whether a tick is due; asked once per turn. However long the pause was, it is one: ticks
+    /// that were missed are not made up for, or every node would campaign after a pause (H15).
+    fn is_due(&mut self, now: Instant) -> bool {
+        if now < self.next {
+            return false;
+        }
+        self.next = (self.next + self.period).max(now + self.period / 2);
+        true
+    }
+}
+
 /// Owns the node.
 pub(crate) struct EventLoop {
     node: Node,
     shared: Arc<Shared>,
     ports: Ports,
-    period: Duration,
-    next_tick: Instant,
+    ticks: Ticks,
     taken: Classes,
     backlog: VecDeque<Event>,
     effects: Vec<Effect>,
     drain_until: Option<Instant>,
+    /// It has applied its own removal.
+    departs: bool,
 }
 
 impl EventLoop {
     pub(crate) fn new(node: Node, shared: Arc<Shared>, ports: Ports) -> Self {
-        let period = shared.config.heartbeat;
+        let ticks = Ticks::new(shared.config.heartbeat, Instant::now());
         Self {
             node,
             shared,
             ports,
-            period,
-            next_tick: Instant::now() + period,
+            ticks,
             taken: Classes::default(),
             backlog: VecDeque::new(),
             effects: Vec::new(),
             drain_until: None,
+            departs: false,
         }
     }
 
@@ -107,7 +132,7 @@ impl EventLoop {
     async fn turns(&mut self) -> Result<Stop, Error> {
         self.dispatch()?;
         loop {
-            self.shared.inbox.turn(self.next_tick, !self.backlog.is_empty()).await;
+            self.shared.inbox.turn(self.ticks.next, !self.backlog.is_empty()).await;
             self.shared.inbox.take(&mut self.taken);
             match self.taken.stop {
                 Some(Stop::Now) => return Ok(Stop::Now),
@@ -116,7 +141,7 @@ impl EventLoop {
             }
             self.feed();
             self.dispatch()?;
-            if self.tick_is_due() {
+            if self.ticks.is_due(Instant::now()) {
                 self.node.handle(Event::Tick);
                 self.dispatch()?;
             }
@@ -138,16 +163,6 @@ impl EventLoop {
         for event in self.backlog.drain(..budget) {
             self.node.handle(event);
         }
-    }
-
-    /// At most one tick per wake-up, however long the pause was (H15).
-    fn tick_is_due(&mut self) -> bool {
-        let now = Instant::now();
-        if now < self.next_tick {
-            return false;
-        }
-        self.next_tick = (self.next_tick + self.period).max(now + self.period / 2);
-        true
     }
 
     fn drain(&mut self) {
@@ -198,13 +213,38 @@ impl EventLoop {
         Ok(())
     }
 
-    fn set_peers(&self, membership: Membership) {
+    fn set_peers(&mut self, membership: Membership) {
         let identity = self.shared.view().identity;
+        let me = identity.and_then(|i| i.cluster).map(|(_, me)| me);
+        if me.is_some_and(|me| membership.was_removed(me)) && !self.departs {
+            self.departs = true;
+            tokio::spawn(leave::depart(self.shared.clone()));
+        }
         let view = View { identity, membership: Some(membership) };
         let peers = view.peers();
         self.shared.set_view(view);
         if let Some(peers) = peers {
             self.ports.transport.set_peers(peers);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_keep_their_pace_and_a_pause_is_one_tick() {
+        let start = Instant::now();
+        let ms = Duration::from_millis;
+        let mut ticks = Ticks::new(ms(50), start);
+        assert!(!ticks.is_due(start + ms(49)));
+        assert!(ticks.is_due(start + ms(52)));
+        assert!(!ticks.is_due(start + ms(99)));
+        assert!(ticks.is_due(start + ms(100)), "a late tick does not shift the next");
+        let late = start + Duration::from_secs(60);
+        assert!(ticks.is_due(late));
+        assert!(!ticks.is_due(late + ms(1)), "missed ticks are not made up for");
+        assert!(ticks.is_due(late + ms(25)));
     }
 }

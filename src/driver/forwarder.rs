@@ -258,3 +258,7 @@ fn split(proposals: Vec<Proposal>, most: u64) -> Vec<Vec<Proposal>> {
     }
     chunks
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests;

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use slog::{info, warn};
+use tokio::time::Instant;
 
 use super::shared::{SMALL, Shared, View};
 use super::snapshotter::Snapshotter;
@@ -27,6 +28,9 @@ use crate::reply::{Reply, Waiter};
 use crate::transport::{Handler, PROTOCOL, Refusal, SnapshotStream};
 use crate::types::{ClusterId, Incarnation, Message, RaftId};
 
+/// Raft ids whose boot counters are remembered: members, earlier ones, and ids that are claimed to
+/// be newer than what this node has applied.
+const MAX_SENDERS: usize = 4096;
 /// The longest address that a member may have.
 const MAX_ADDR: usize = 1 << 10;
 
@@ -53,6 +57,9 @@ impl PeerHandler {
 
     fn check_boot(&self, from: RaftId, boot: u64) -> std::result::Result<(), Refusal> {
         let mut boots = self.boots.lock().unwrap_or_else(PoisonError::into_inner);
+        if boots.len() >= MAX_SENDERS && !boots.contains_key(&from) {
+            return Err(Refusal::Busy(format!("{MAX_SENDERS} senders were heard of already")));
+        }
         let highest = boots.entry(from).or_insert(boot);
         if boot < *highest {
             return Err(Refusal::Sender(format!(
@@ -76,7 +83,7 @@ impl PeerHandler {
                 .map_or_else(Bytes::new, |(id, _)| Bytes::copy_from_slice(&id.to_bytes())),
             leader_id,
             leader_addr,
-            membership: view.membership.as_ref().map(|m| m.to_pb()),
+            membership: view.membership.as_ref().map(crate::types::Membership::to_pb),
         }))
     }
 
@@ -108,10 +115,12 @@ impl PeerHandler {
     async fn propose(&self, propose: pb::Propose) -> Answer {
         let waiters: Vec<Result<Waiter<Applied>>> =
             propose.commands.into_iter().map(|c| self.propose_one(c)).collect();
+        let deadline = Instant::now() + self.shared.config.request_timeout;
         let mut outcomes = Vec::with_capacity(waiters.len());
         for waiter in waiters {
+            let left = deadline.saturating_duration_since(Instant::now());
             let result = match waiter {
-                Ok(waiter) => waiter.wait(self.shared.config.request_timeout).await,
+                Ok(waiter) => waiter.wait(left).await,
                 Err(e) => Err(e),
             };
             outcomes.push(wire::outcome(result, self.hint()));
@@ -198,9 +207,9 @@ impl Handler for PeerHandler {
             return;
         };
         // A member of our cluster says so, and raft ids are never used again: it is final.
-        if let Some(identity) = view.identity.filter(|i| i.cluster.is_some()) {
+        if view.cluster().is_some() {
             info!(self.shared.logger, "this node was removed from the cluster"; "told_by" => peer);
-            self.shared.fatal.report(Error::Removed { node: identity.node_id });
+            self.shared.end_removed();
         }
     }
 
@@ -353,6 +362,80 @@ mod tests {
             to_incarnation: Bytes::copy_from_slice(&Incarnation::from_u128(1).to_bytes()),
             from_boot: 1,
         }
+    }
+
+    fn handler(config: crate::config::Config) -> PeerHandler {
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let shared = Arc::new(Shared::new(config, logger, |_| Ok(())));
+        shared.set_view(view());
+        PeerHandler::new(shared)
+    }
+
+    fn code(response: &pb::Response) -> Option<pb::refused::Code> {
+        let Some(Answer::Refused(refused)) = &response.kind else { return None };
+        pb::refused::Code::try_from(refused.code).ok()
+    }
+
+    #[test]
+    fn an_older_copy_of_a_directory_is_refused_by_its_boot_counter() {
+        let handler = handler(crate::config::Config::default());
+        handler.admit(&pb::Hello { from_boot: 5, ..hello() }).unwrap();
+        handler.admit(&pb::Hello { from_boot: 5, ..hello() }).unwrap();
+        let refusal = handler.admit(&pb::Hello { from_boot: 4, ..hello() }).unwrap_err();
+        assert!(matches!(refusal, Refusal::Sender(_)), "{refusal}");
+        handler.admit(&pb::Hello { from_boot: 6, ..hello() }).unwrap();
+    }
+
+    #[tokio::test]
+    async fn requests_of_strangers_other_clusters_and_to_followers_are_refused() {
+        use pb::refused::Code;
+        let handler = handler(crate::config::Config::default());
+        let ours = Bytes::copy_from_slice(&ClusterId::from_u128(9).to_bytes());
+        let remove = || Kind::Change(pb::Change { kind: Some(pb::change::Kind::Remove(2)) });
+        let cases = [
+            (Bytes::new(), Some(remove()), Code::WrongCluster),
+            (Bytes::from_static(&[3; 16]), Some(Kind::Info(pb::Info {})), Code::WrongCluster),
+            (ours.clone(), None, Code::Membership),
+            (ours, Some(remove()), Code::NotLeader),
+            (Bytes::new(), Some(Kind::Join(pb::Join::default())), Code::NotLeader),
+        ];
+        for (cluster_id, kind, expected) in cases {
+            let asked = format!("{cluster_id:?} {kind:?}");
+            let response = handler.call(pb::Request { cluster_id, kind }).await;
+            assert_eq!(code(&response), Some(expected), "{asked}");
+        }
+        let info = pb::Request { kind: Some(Kind::Info(pb::Info {})), ..pb::Request::default() };
+        let Some(Answer::Info(info)) = handler.call(info).await.kind else { panic!("no info") };
+        assert_eq!((info.node_id, info.cluster_id.len()), (1, 16));
+    }
+
+    #[tokio::test]
+    async fn peers_take_permits_like_everybody() {
+        use pb::refused::Code;
+        let config = crate::config::Config {
+            max_pending_requests: 1,
+            request_timeout: std::time::Duration::from_millis(1),
+            ..crate::config::Config::default()
+        };
+        let handler = handler(config);
+        handler.shared.status.send_modify(|s| s.role = crate::status::Role::Leader);
+        let commands = vec![Bytes::from_static(b"a"), Bytes::from_static(b"b")];
+        let request = pb::Request {
+            cluster_id: Bytes::copy_from_slice(&ClusterId::from_u128(9).to_bytes()),
+            kind: Some(Kind::Propose(pb::Propose { commands })),
+        };
+        let Some(Answer::Proposed(p)) = handler.call(request).await.kind else {
+            panic!("not proposed")
+        };
+        let codes: Vec<_> = p
+            .outcomes
+            .iter()
+            .map(|o| match &o.kind {
+                Some(pb::outcome::Kind::Refused(r)) => Code::try_from(r.code).ok(),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(codes, [Some(Code::Timeout), Some(Code::Overloaded)]);
     }
 
     #[test]

@@ -31,11 +31,20 @@ pub(crate) async fn leave(shared: &Arc<Shared>, timeout: Duration) -> Result<()>
     Ok(())
 }
 
+/// Ends a node that has applied its own removal, once the others know: a voter that has not
+/// heard of it yet may need this one's vote to find out.
+pub(crate) async fn depart(shared: Arc<Shared>) {
+    linger(&shared).await;
+    shared.end_removed();
+}
+
 async fn remove_self(shared: &Arc<Shared>, deadline: Instant) -> Result<()> {
+    // A new leader that has not heard of everybody yet refuses what it allows a moment later.
+    let settled = Instant::now() + shared.config.election_timeout() * 2;
     let mut last = Error::Timeout;
     while Instant::now() < deadline {
-        if shared.phase() == Phase::Ended {
-            // Told by a peer that it was removed: that is what was wanted.
+        // Told by a peer that it was removed: that is what was wanted.
+        if shared.was_removed() {
             return Ok(());
         }
         let view = shared.view();
@@ -43,15 +52,23 @@ async fn remove_self(shared: &Arc<Shared>, deadline: Instant) -> Result<()> {
             sleep(shared.config.heartbeat).await;
             continue;
         };
+        if identity.cluster.is_some_and(|(_, me)| membership.conf_state.voters == [me]) {
+            return Err(Error::Membership(
+                "the last voter cannot leave: the cluster would be gone. Shut it down instead"
+                    .to_owned(),
+            ));
+        }
         match step(shared, &identity, membership, deadline).await {
             Ok(true) => return Ok(()),
             Ok(false) => continue,
+            Err(_) if shared.was_removed() => return Ok(()),
             Err(e) if e.outcome_unknown() => {
                 if is_removed_elsewhere(shared).await {
                     return Ok(());
                 }
                 last = e;
             }
+            Err(e @ Error::Membership(_)) if Instant::now() < settled => last = e,
             Err(e) if e.is_retryable() => last = e,
             Err(e) => return Err(e),
         }
@@ -70,12 +87,6 @@ async fn step(
     let Some((_, me)) = identity.cluster else { return Err(Error::NoLeader) };
     if membership.by_raft(me).is_none() {
         return Ok(true);
-    }
-    if membership.conf_state.voters == [me] {
-        return Err(Error::Membership(
-            "the last voter cannot leave: the cluster would be gone. Shut it down instead"
-                .to_owned(),
-        ));
     }
     let left = deadline.saturating_duration_since(Instant::now());
     if shared.leads() {

@@ -163,3 +163,103 @@ fn flush(
     shared.inbox.complete(Event::Persisted { number });
     Ok(())
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::driver::inbox::Classes;
+    use crate::log::memory::MemoryLog;
+    use crate::log::{Recovered, SnapshotRecord};
+    use crate::types::{Entry, Identity};
+
+    /// Tells what was done, in order.
+    #[derive(Debug)]
+    struct Told {
+        log: MemoryLog,
+        calls: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Told {
+        fn tell(&self, call: String) {
+            self.calls.lock().unwrap().push(call);
+        }
+    }
+
+    impl LogStorage for Told {
+        fn load(&mut self) -> Result<Recovered, StorageError> {
+            self.log.load()
+        }
+
+        fn identify(&mut self, identity: &Identity) -> Result<(), StorageError> {
+            self.log.identify(identity)
+        }
+
+        fn append(&mut self, batches: &[LogBatch]) -> Result<(), StorageError> {
+            self.tell(format!("append {}", batches.len()));
+            self.log.append(batches)
+        }
+
+        fn compact(&mut self, through: Position) -> Result<(), StorageError> {
+            self.tell(format!("compact {}", through.index));
+            self.log.compact(through)
+        }
+
+        fn close(&mut self) -> Result<(), StorageError> {
+            self.tell("close".to_owned());
+            self.log.close()
+        }
+    }
+
+    fn entry(index: u64) -> LogBatch {
+        let entry = Entry { term: 1, index, ..Entry::default() };
+        let position = Position { index, term: 1 };
+        LogBatch {
+            entries: vec![entry],
+            snapshot: Some(SnapshotRecord { position, installing: false }),
+            ..LogBatch::default()
+        }
+    }
+
+    fn run_to_the_end(queue: LogQueue) -> (Vec<String>, Vec<Event>) {
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let shared = Arc::new(Shared::new(Config::default(), logger, |_| Ok(())));
+        let calls = Arc::default();
+        let log = Told { log: MemoryLog::new(), calls: Arc::clone(&calls) };
+        spawn(Box::new(log), Arc::new(queue), shared.clone()).unwrap().join().unwrap();
+        assert!(!shared.fatal.is_reported());
+        let mut classes = Classes::default();
+        shared.inbox.take(&mut classes);
+        let calls = calls.lock().unwrap().clone();
+        (calls, classes.completions)
+    }
+
+    #[test]
+    fn what_is_queued_is_one_write_and_a_compaction_keeps_its_place() {
+        let queue = LogQueue::default();
+        queue.append(1, entry(1));
+        queue.append(2, entry(2));
+        queue.append(3, LogBatch::default());
+        queue.compact(Position { index: 1, term: 1 });
+        queue.append(4, entry(3));
+        queue.close(Close::Seal);
+        queue.append(5, entry(4));
+        let (calls, told) = run_to_the_end(queue);
+        assert_eq!(calls, ["append 2", "compact 1", "append 1", "close"]);
+        assert!(matches!(
+            told[..],
+            [Event::Persisted { number: 3 }, Event::Persisted { number: 4 }]
+        ));
+    }
+
+    #[test]
+    fn an_abandoned_log_is_neither_written_nor_sealed() {
+        let queue = LogQueue::default();
+        queue.append(1, entry(1));
+        queue.close(Close::Abandon);
+        queue.close(Close::Seal);
+        let (calls, told) = run_to_the_end(queue);
+        assert!(calls.is_empty() && told.is_empty(), "{calls:?} {told:?}");
+    }
+}

@@ -15,7 +15,7 @@ use super::caller::Caller;
 use super::fatal::FatalSink;
 use super::inbox::{Inbox, Stop};
 use crate::config::Config;
-use crate::error::{Leader, Result};
+use crate::error::{Error, Leader, Result};
 use crate::node::event::Event;
 use crate::reply::{Admission, Reply, Waiter, reply};
 use crate::status::{Role, Status};
@@ -85,6 +85,7 @@ pub(crate) struct Shared {
     phase: watch::Sender<Phase>,
     view: RwLock<Arc<View>>,
     leaving: AtomicBool,
+    removed: AtomicBool,
     caller: RwLock<Option<Caller>>,
 }
 
@@ -102,6 +103,7 @@ impl Shared {
             phase: watch::Sender::new(Phase::Idle),
             view: RwLock::default(),
             leaving: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
             caller: RwLock::default(),
         }
     }
@@ -153,6 +155,18 @@ impl Shared {
 
     pub(crate) fn set_leaving(&self, leaving: bool) {
         self.leaving.store(leaving, Ordering::Release);
+    }
+
+    /// Whether a member has said that this node was removed.
+    pub(crate) fn was_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+
+    /// It is certain that this node was removed: it ends.
+    pub(crate) fn end_removed(&self) {
+        self.removed.store(true, Ordering::Release);
+        let node = self.view().identity.map_or(0, |i| i.node_id);
+        self.fatal.report(Error::Removed { node });
     }
 
     /// The way to other nodes; None while this one does not serve.

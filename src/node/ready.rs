@@ -97,6 +97,9 @@ impl Node {
 
     /// A batch that comes from no Ready.
     pub(super) fn persist_own(&mut self, mut batch: LogBatch, built: Option<SnapshotMeta>) {
+        // H6: it may carry a new term before the Ready that brought it about is taken.
+        let now = self.hard_state();
+        let vote = (now.term, now.vote) != (self.logged.term, self.logged.vote);
         if batch.hard_state.is_none() {
             self.log_hard_state(&mut batch);
         }
@@ -109,7 +112,7 @@ impl Node {
                 number,
                 ready: 0,
                 writes: true,
-                vote: false,
+                vote,
                 tick,
                 messages: Vec::new(),
                 install: None,

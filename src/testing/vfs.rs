@@ -9,25 +9,26 @@
 //! The bytes beside an unsynced write stay as they are, also in the same sector (what SQLite calls
 //! power-safe overwrite): a log that appends within sectors relies on it, as disks promise it.
 
+mod inode;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use self::inode::Inode;
 use super::rng::Rng;
 use crate::vfs::{OpenMode, Vfs, VfsFile, VfsLock};
-
-/// What is written as a whole or not at all.
-const SECTOR: usize = 512;
 
 /// How a call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// An IO error; a write has no effect.
+    /// An IO error; the call has no effect.
     Io,
-    /// The disk is full; a write has no effect.
+    /// The disk is full; the call has no effect.
     Full,
-    /// A write stops half-way with an IO error; any other call does its work and still fails.
+    /// An IO error half-way: half of a write is done; a sync makes nothing durable, and a later
+    /// one will not either; any other call does its work and still fails.
     Short,
     /// The power goes: this call takes effect without being durable, and every later one fails.
     PowerOff,
@@ -65,14 +66,6 @@ struct Disk {
     off: bool,
 }
 
-#[derive(Clone, Debug, Default)]
-struct Inode {
-    seen: Vec<u8>,
-    durable: Vec<u8>,
-    /// By sector, the range of its bytes that was written since the last sync.
-    dirty: BTreeMap<usize, (usize, usize)>,
-}
-
 #[derive(Clone, Debug)]
 enum NameChange {
     Link(PathBuf, usize),
@@ -102,53 +95,6 @@ impl NameChange {
                 names.insert(to.clone(), *inode);
             }
         }
-    }
-}
-
-impl Inode {
-    fn touch(&mut self, from: usize, to: usize) {
-        for sector in from / SECTOR..to.div_ceil(SECTOR) {
-            let (start, end) = (from.max(sector * SECTOR), to.min((sector + 1) * SECTOR));
-            let range = self.dirty.entry(sector).or_insert((start, end));
-            *range = (range.0.min(start), range.1.max(end));
-        }
-    }
-
-    fn sync(&mut self) {
-        self.durable.clone_from(&self.seen);
-        self.dirty.clear();
-    }
-
-    /// What a disk may hold of this file after a loss of power.
-    fn crash(&self, style: CrashStyle, rng: &mut Rng) -> Vec<u8> {
-        match style {
-            CrashStyle::KeepAll => return self.seen.clone(),
-            CrashStyle::LoseAll => return self.durable.clone(),
-            CrashStyle::Seeded(_) => {}
-        }
-        let mut out = self.durable.clone();
-        if self.seen.len() != self.durable.len() && rng.one_in(2) {
-            out.resize(self.seen.len(), 0);
-        }
-        for (start, end) in self.dirty.values().copied() {
-            let end = end.min(out.len());
-            if start >= end {
-                continue;
-            }
-            let seen = self.seen.get(start..).unwrap_or_default();
-            let seen = &seen[..seen.len().min(end - start)];
-            match rng.below(8) {
-                0..=2 => out[start..start + seen.len()].copy_from_slice(seen),
-                3 | 4 => {}
-                5 => out[start..end].fill(0),
-                6 => out[start..end].fill_with(|| rng.next_u64() as u8),
-                _ => {
-                    let torn = rng.below(seen.len() as u64 + 1) as usize;
-                    out[start..start + torn].copy_from_slice(&seen[..torn]);
-                }
-            }
-        }
-        out
     }
 }
 
@@ -233,6 +179,11 @@ impl FaultyVfs {
         disk.fail = Some((disk.calls + nth, fault));
     }
 
+    /// Forgets a failure that was not met yet.
+    pub fn disarm(&self) {
+        self.disk().fail = None;
+    }
+
     /// The file system after a loss of power now. This one goes on undisturbed.
     #[must_use]
     pub fn crash(&self, style: CrashStyle) -> Self {
@@ -254,7 +205,7 @@ impl FaultyVfs {
         }
         let settle = |inode: &Inode| {
             let bytes = inode.crash(style, &mut rng);
-            Inode { seen: bytes.clone(), durable: bytes, dirty: BTreeMap::new() }
+            Inode { seen: bytes.clone(), durable: bytes, ..Inode::default() }
         };
         let after = Disk {
             inodes: disk.inodes.iter().map(settle).collect(),
@@ -264,6 +215,21 @@ impl FaultyVfs {
             ..Disk::default()
         };
         Self { disk: Arc::new(Mutex::new(after)) }
+    }
+
+    /// An independent copy with the same files, durable and not, without locks and faults.
+    #[must_use]
+    pub fn duplicate(&self) -> Self {
+        let disk = self.disk();
+        let copy = Disk {
+            inodes: disk.inodes.clone(),
+            names: disk.names.clone(),
+            durable_names: disk.durable_names.clone(),
+            unsynced: disk.unsynced.clone(),
+            directories: disk.directories.clone(),
+            ..Disk::default()
+        };
+        Self { disk: Arc::new(Mutex::new(copy)) }
     }
 
     /// The same files, all durable, without locks and faults: as after the end of the process.
@@ -281,7 +247,7 @@ impl FaultyVfs {
     /// Replaces the bytes of a file, durably; makes it if need be.
     pub fn set_contents(&self, path: &Path, bytes: Vec<u8>) {
         let mut disk = self.disk();
-        let inode = Inode { seen: bytes.clone(), durable: bytes, dirty: BTreeMap::new() };
+        let inode = Inode { seen: bytes.clone(), durable: bytes, ..Inode::default() };
         disk.inodes.push(inode);
         let number = disk.inodes.len() - 1;
         disk.names.insert(path.to_path_buf(), number);
@@ -371,14 +337,15 @@ impl Vfs for FaultyVfs {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn VfsLock>>> {
-        let locked = self.run(|disk, _| {
+        let locked = self.run(|disk, effect| {
             disk.require_parent(path)?;
             if !disk.names.contains_key(path) {
                 disk.inodes.push(Inode::default());
                 let inode = disk.inodes.len() - 1;
                 disk.change(NameChange::Link(path.to_path_buf(), inode));
             }
-            Ok(disk.locks.insert(path.to_path_buf()))
+            // The caller of a failed call gets no guard that could release it.
+            Ok(*effect == Effect::Whole && disk.locks.insert(path.to_path_buf()))
         })?;
         let path = path.to_path_buf();
         Ok(locked.then(|| Box::new(FaultyLock { vfs: self.clone(), path }) as Box<dyn VfsLock>))
@@ -452,6 +419,8 @@ impl VfsFile for FaultyFile {
         self.run(|inode, effect| {
             if *effect == Effect::Whole {
                 inode.sync();
+            } else {
+                inode.forsake();
             }
             Ok(())
         })
@@ -473,70 +442,4 @@ impl VfsFile for FaultyFile {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use super::*;
-
-    const DIR: &str = "/d";
-
-    fn with_file(bytes: &[u8]) -> (FaultyVfs, PathBuf) {
-        let vfs = FaultyVfs::new();
-        let path = Path::new(DIR).join("f");
-        vfs.create_dir_all(Path::new(DIR)).unwrap();
-        let mut file = vfs.open(&path, OpenMode::Create).unwrap();
-        file.write_all_at(bytes, 0).unwrap();
-        (vfs, path)
-    }
-
-    #[test]
-    fn behaves_as_every_vfs() {
-        crate::vfs::conformance::run(&FaultyVfs::new(), Path::new("/a/b"));
-    }
-
-    #[test]
-    fn only_what_was_synced_is_sure_to_survive() {
-        let (vfs, path) = with_file(&[7; 2000]);
-        assert_eq!(vfs.crash(CrashStyle::LoseAll).contents(&path), None);
-        vfs.sync_dir(Path::new(DIR)).unwrap();
-        assert_eq!(vfs.crash(CrashStyle::LoseAll).contents(&path), Some(vec![]));
-        let mut file = vfs.open(&path, OpenMode::Write).unwrap();
-        file.sync_data().unwrap();
-        file.write_all_at(&[8; 2000], 0).unwrap();
-        assert_eq!(vfs.crash(CrashStyle::LoseAll).contents(&path), Some(vec![7; 2000]));
-        assert_eq!(vfs.crash(CrashStyle::KeepAll).contents(&path), Some(vec![8; 2000]));
-        let states: BTreeSet<Vec<u8>> = (0..50)
-            .map(|seed| vfs.crash(CrashStyle::Seeded(seed)).contents(&path).unwrap())
-            .collect();
-        assert!(states.len() > 40, "{} states", states.len());
-    }
-
-    #[test]
-    fn renames_and_removals_wait_for_their_directory() {
-        let (vfs, path) = with_file(b"x");
-        let (dir, other) = (Path::new(DIR), Path::new(DIR).join("g"));
-        vfs.sync_dir(dir).unwrap();
-        vfs.rename(&path, &other).unwrap();
-        let lost = vfs.crash(CrashStyle::LoseAll);
-        assert!(lost.contents(&path).is_some() && lost.contents(&other).is_none());
-        vfs.sync_dir(dir).unwrap();
-        vfs.remove(&other).unwrap();
-        assert!(vfs.crash(CrashStyle::LoseAll).contents(&other).is_some());
-        assert!(vfs.crash(CrashStyle::KeepAll).contents(&other).is_none());
-    }
-
-    #[test]
-    fn the_call_that_is_told_to_fail_does() {
-        let (vfs, path) = with_file(b"0123");
-        let mut file = vfs.open(&path, OpenMode::Write).unwrap();
-        vfs.fail_at(2, Fault::Full);
-        file.write_all_at(b"a", 0).unwrap();
-        assert_eq!(file.write_all_at(b"b", 1).unwrap_err().kind(), io::ErrorKind::StorageFull);
-        vfs.fail_at(1, Fault::Short);
-        file.write_all_at(b"cdef", 0).unwrap_err();
-        assert_eq!(vfs.contents(&path).unwrap(), b"cd23");
-        vfs.fail_at(1, Fault::PowerOff);
-        file.write_all_at(b"z", 3).unwrap_err();
-        assert!(file.sync_data().is_err() && vfs.list(Path::new(DIR)).is_err());
-        assert_eq!(vfs.crash(CrashStyle::KeepAll).contents(&path).unwrap(), b"cd2z");
-    }
-}
+mod tests;

@@ -267,7 +267,7 @@ mod tests {
     fn entry_data_shares_the_receive_buffer() {
         let mut wire = full(3);
         wire.entries[1].data = Bytes::from(vec![7; 4096]);
-        let batch = pb::Batch { hello: None, messages: vec![wire] };
+        let batch = pb::Batch { messages: vec![wire], ..pb::Batch::default() };
         let buffer = Bytes::from(batch.encode_to_vec());
         let range = buffer.as_ptr_range();
         let decoded = pb::Batch::decode(buffer.clone()).unwrap();

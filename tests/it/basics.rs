@@ -23,3 +23,62 @@ async fn a_single_node_leads_applies_answers_and_stops() {
     node.await.unwrap().unwrap();
     assert!(matches!(mailbox.propose(b"x".to_vec()).await, Err(Error::ShuttingDown)));
 }
+
+#[tokio::test]
+async fn a_volatile_node_works_and_leaves_nothing_behind() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("d");
+    let config = raftline::Config {
+        data_dir: Some(dir.clone()),
+        durability: raftline::Durability::Volatile,
+        ..config()
+    };
+    let raft = Raft::new("127.0.0.1:0", Journal::default(), logger(), config).unwrap();
+    let mailbox = raft.mailbox();
+    let node = tokio::spawn(raft.lead(1));
+    assert_eq!(number(&mailbox.propose("a").await.unwrap()), 1);
+    mailbox.shutdown().await.unwrap();
+    node.await.unwrap().unwrap();
+    assert!(!dir.exists());
+}
+
+/// Refuses commands that are not text, before they are proposed.
+struct Text;
+
+#[raftline::async_trait]
+impl raftline::Store for Text {
+    async fn apply(&mut self, _message: &[u8]) -> raftline::Result<Vec<u8>> {
+        Ok(b"applied".to_vec())
+    }
+
+    async fn query(&self, _query: &[u8]) -> raftline::Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+
+    async fn snapshot(&self) -> raftline::Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+
+    async fn restore(&mut self, _snapshot: &[u8]) -> raftline::Result<()> {
+        Ok(())
+    }
+
+    fn check(message: &[u8]) -> raftline::Result<()> {
+        std::str::from_utf8(message).map(|_| ()).map_err(|e| Error::rejected(e.to_string()))
+    }
+}
+
+#[tokio::test]
+async fn what_the_store_does_not_accept_never_enters_the_log() {
+    let root = tempfile::tempdir().unwrap();
+    let config = raftline::Config { data_dir: Some(root.path().join("d")), ..config() };
+    let raft = Raft::new("127.0.0.1:0", Text, logger(), config).unwrap();
+    let mailbox = raft.mailbox();
+    let node = tokio::spawn(raft.lead(1));
+    assert_eq!(mailbox.propose("text").await.unwrap(), b"applied");
+    let before = mailbox.status().await.unwrap().last_index;
+    assert!(matches!(mailbox.propose(vec![0xff]).await, Err(Error::Rejected(_))));
+    assert_eq!(mailbox.status().await.unwrap().last_index, before);
+    mailbox.shutdown().await.unwrap();
+    node.await.unwrap().unwrap();
+}

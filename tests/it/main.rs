@@ -4,6 +4,7 @@
 mod basics;
 mod ends;
 mod grpc;
+mod load;
 mod membership;
 mod parts;
 mod restart;

@@ -24,7 +24,7 @@ impl Store for Journal {
         if query.is_empty() {
             return Ok((self.commands.len() as u64).to_le_bytes().to_vec());
         }
-        let at = usize::from_str_radix(std::str::from_utf8(query).unwrap_or(""), 10);
+        let at = std::str::from_utf8(query).unwrap_or("").parse::<usize>();
         let at = at.map_err(|e| e.to_string())?;
         Ok(self.commands.get(at).cloned().unwrap_or_default())
     }

@@ -62,6 +62,8 @@ impl Kind {
 pub(super) struct FrameHeader {
     pub(super) checksum: u32,
     pub(super) kind: Kind,
+    /// Whether it belongs to the first write of its segment.
+    pub(super) begins: bool,
     pub(super) generation: u64,
     /// The number of the write that the frame belongs to.
     pub(super) write: u64,
@@ -95,6 +97,11 @@ impl FrameHeader {
         Some(Self {
             checksum,
             kind: Kind::from_u8(*bytes.get(4)?)?,
+            begins: match bytes.get(5)? {
+                0 => false,
+                1 => true,
+                _ => return None,
+            },
             generation: u64_at(bytes, 8)?,
             write: u64_at(bytes, 16)?,
             left: u32_at(bytes, 24)?,
@@ -127,6 +134,8 @@ pub(super) struct Encoder<'a> {
     pub(super) buf: &'a mut Vec<u8>,
     pub(super) salt: Salt,
     pub(super) generation: u64,
+    /// Whether this is the first write of the segment.
+    pub(super) begins: bool,
     pub(super) write: u64,
     /// The checksum that the next frame chains to.
     pub(super) chain: u32,
@@ -144,6 +153,7 @@ impl Encoder<'_> {
         let payload_checksum = self.salt.checksum(payload);
         let mut header = [0u8; FRAME_HEADER];
         header[4] = frame.kind() as u8;
+        header[5] = u8::from(self.begins);
         header[6..8].copy_from_slice(&MAGIC.to_le_bytes());
         header[8..16].copy_from_slice(&self.generation.to_le_bytes());
         header[16..24].copy_from_slice(&self.write.to_le_bytes());

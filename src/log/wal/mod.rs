@@ -27,12 +27,12 @@ use std::sync::Arc;
 
 use self::frame::Salt;
 use self::identity::Stored;
-use self::recovery::{Found, Recovery};
+use self::recovery::Recovery;
 use self::writer::Writer;
 use super::{LogBatch, LogStorage, Recovered};
 use crate::error::StorageError;
 use crate::types::{Identity, Position};
-use crate::vfs::{OpenMode, Vfs, VfsLock};
+use crate::vfs::{Vfs, VfsLock};
 
 /// What to do when acknowledged data is damaged.
 const REMEDY: &str = "Nothing was changed. Restore the file if there is a good copy of its latest \
@@ -161,7 +161,6 @@ impl Wal {
             snapshot: state.snapshot,
             dropped_tail: found.dropped_tail.take(),
         };
-        self.sync_found(&found)?;
         let writer = Writer::resume(
             self.vfs.clone(),
             &self.dir,
@@ -174,18 +173,7 @@ impl Wal {
         Ok((writer, recovered))
     }
 
-    /// What the process before left in the page cache must be on the disk before it is built upon.
-    fn sync_found(&self, found: &Found) -> Result<(), StorageError> {
-        let surplus = found.surplus.iter().map(|(path, _)| path);
-        for path in found.newest.iter().chain(surplus) {
-            let mut file =
-                self.vfs.open(path, OpenMode::Write).map_err(io_error("open segment", path))?;
-            file.sync_data().map_err(io_error("sync segment", path))?;
-        }
-        Ok(())
-    }
-
-    /// The writer, made ready for a first segment if there was none before.
+    /// The writer, if a change may be made now.
     fn writer(&mut self) -> Result<&mut Writer, StorageError> {
         let slot = match &mut self.phase {
             Phase::Loaded(slot) => slot,

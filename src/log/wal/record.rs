@@ -377,7 +377,8 @@ mod tests {
 
     fn encode(frame: Frame<'_>) -> Vec<u8> {
         let mut buf = Vec::new();
-        Encoder { buf: &mut buf, salt: SALT, generation: 3, write: 9, chain: 5 }.put(frame, 2);
+        Encoder { buf: &mut buf, salt: SALT, generation: 3, begins: true, write: 9, chain: 5 }
+            .put(frame, 2);
         assert_eq!(buf.len(), frame.size());
         buf
     }
@@ -426,7 +427,7 @@ mod tests {
         fn batches_round_trip(batch in batch()) {
             let (header, record) = parse(&encode(Frame::Batch(&batch))).unwrap();
             prop_assert_eq!((header.generation, header.write), (3, 9));
-            prop_assert_eq!((header.left, header.previous), (2, 5));
+            prop_assert_eq!((header.left, header.previous, header.begins), (2, 5, true));
             prop_assert_eq!(record, Some(Record::Batch(batch)));
         }
 

@@ -48,16 +48,18 @@ pub(super) struct Found {
     pub(super) closed: Vec<Closed>,
     /// What the next segment links to.
     pub(super) link: Link,
+    /// The number of the last write, which the next segment repeats.
     pub(super) next_write: u64,
     pub(super) next_generation: u64,
     /// Files that are not needed once the next segment is durable.
     pub(super) surplus: Vec<(PathBuf, u64)>,
-    /// The newest segment: to be synced before anything else is written.
-    pub(super) newest: Option<PathBuf>,
     /// Where the newest segment ends, if it stays.
     pub(super) cut: Option<(PathBuf, u64)>,
     pub(super) dropped_tail: Option<String>,
 }
+
+/// The newest segment that had begun, and its bytes.
+type Newest = (Scan, Bytes);
 
 fn corrupt(path: &Path, offset: u64, reason: impl Into<String>) -> StorageError {
     StorageError::Corrupt {
@@ -222,7 +224,7 @@ impl Recovery<'_> {
     fn newest(
         &self,
         generations: &mut BTreeMap<u64, Listed>,
-    ) -> Result<(Option<(Scan, Bytes)>, Vec<Listed>), StorageError> {
+    ) -> Result<(Option<Newest>, Vec<Listed>), StorageError> {
         let mut torn = Vec::new();
         while let Some((_, file)) = generations.pop_last() {
             let Some((header, checksum)) = file.header else { continue };
@@ -319,7 +321,7 @@ impl Recovery<'_> {
 
     fn finish(
         &self,
-        newest: Option<(Scan, Bytes)>,
+        newest: Option<Newest>,
         chain: Vec<(Listed, Link)>,
         off_chain: Vec<Listed>,
         torn: &[Listed],
@@ -329,12 +331,14 @@ impl Recovery<'_> {
         for (file, link) in &chain {
             self.replay_closed(&mut replay, file, *link)?;
         }
+        // The number of the first write that is not whole.
+        let mut damaged = 1;
         let mut above = 0;
         if let Some((scan, bytes)) = newest {
             above = scan.header.generation;
-            found.next_write = scan.next_write();
-            let rest =
-                self.require_no_later(&scan.path, &bytes, scan.end, &scan, found.next_write)?;
+            damaged = scan.next_write();
+            found.next_write = scan.frames.last().map_or(damaged, |last| last.frame.write);
+            let rest = self.require_no_later(&scan.path, &bytes, scan.end, &scan, damaged)?;
             if scan.is_torn(&bytes) || rest.generation != 0 {
                 found.drop_tail(&scan.path, scan.end as u64);
             }
@@ -342,15 +346,13 @@ impl Recovery<'_> {
         }
         found.next_generation = above;
         for file in &off_chain {
-            self.check_off_chain(file, above, &mut found)?;
+            self.check_off_chain(file, above, damaged, &mut found)?;
         }
         for file in torn {
             found.drop_tail(&file.path, 0);
-            if let Some((header, _)) = file.header.filter(|(h, _)| h.write > found.next_write) {
-                let reason = format!(
-                    "write {} stands there, write {} is gone",
-                    header.write, found.next_write
-                );
+            if let Some((header, _)) = file.header.filter(|(h, _)| h.write > damaged) {
+                let reason =
+                    format!("write {} stands there, write {} is gone", header.write, damaged);
                 return Err(corrupt(&file.path, SEGMENT_HEADER as u64, reason));
             }
         }
@@ -367,10 +369,11 @@ impl Recovery<'_> {
         &self,
         file: &Listed,
         newest: u64,
+        damaged: u64,
         found: &mut Found,
     ) -> Result<(), StorageError> {
         let bytes = self.read(&file.path)?;
-        let rest = strays(&bytes, 0, self.salt, newest.saturating_add(1), found.next_write);
+        let rest = strays(&bytes, 0, self.salt, newest, damaged);
         if let Some(later) = rest.later {
             let reason = format!(
                 "the header of the segment, or the end of the one before it, is damaged: a record \
@@ -432,7 +435,6 @@ fn replay_newest(
             }
         }
     }
-    found.newest = Some(scan.path.clone());
     if has_entries {
         found.link = proven_end;
         found.cut = Some((scan.path, proven_end.end));

@@ -77,7 +77,9 @@ impl Scan {
             Some(last) if last.left > 0 => frame.write == last.write && frame.left == last.left - 1,
             Some(last) => Some(frame.write) == last.write.checked_add(1),
         };
-        let continues = frame.generation == self.header.generation && frame.previous == self.chain;
+        let continues = frame.generation == self.header.generation
+            && frame.begins == (frame.write == self.header.write)
+            && frame.previous == self.chain;
         if !in_order || !continues {
             return None;
         }
@@ -113,24 +115,28 @@ impl Scan {
 /// What valid frames out of their place tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Strays {
-    /// The first of a write above the one asked for.
+    /// The first one that was written after the one asked for was synced: it is of a later write,
+    /// or of one that was not the first of a newer segment.
     pub(super) later: Option<u64>,
     /// The newest generation among them.
     pub(super) generation: u64,
 }
 
-/// Looks at every 8-byte boundary for valid frames of `generation` or a newer one.
-pub(super) fn strays(bytes: &[u8], from: usize, salt: Salt, generation: u64, write: u64) -> Strays {
+/// Looks at every 8-byte boundary for valid frames of segment `newest` (0: none) or a newer one.
+pub(super) fn strays(bytes: &[u8], from: usize, salt: Salt, newest: u64, write: u64) -> Strays {
     let mut found = Strays::default();
     for at in (from.next_multiple_of(8)..bytes.len()).step_by(8) {
         let Some(frame) = bytes.get(at..).and_then(|rest| FrameHeader::parse(salt, rest)) else {
             continue;
         };
-        if frame.generation < generation {
+        if frame.generation < newest {
             continue;
         }
         found.generation = found.generation.max(frame.generation);
-        if frame.write > write && found.later.is_none() {
+        // NB: a segment that takes over after an unclean end may repeat the number of the last
+        // write before it; its own second write then proves the first.
+        let proves = frame.write > write || (frame.generation > newest && !frame.begins);
+        if proves && found.later.is_none() {
             found.later = Some(at as u64);
         }
     }

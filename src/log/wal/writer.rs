@@ -80,8 +80,9 @@ impl Writer {
     }
 
     /// Continues a log in a new segment, which takes over the last write: nothing proves that it
-    /// was synced, and an earlier sync of its file may have failed. What recovery dropped can
-    /// never come back from then on: the new segment says where the one before it ends.
+    /// was synced, and an earlier sync of its file may have failed. It keeps that write's number,
+    /// whatever of the old one a loss of power leaves. What recovery dropped can never come back
+    /// from then on: the new segment says where the one before it ends.
     pub(super) fn resume(
         vfs: Arc<dyn Vfs>,
         dir: &Path,
@@ -227,6 +228,7 @@ impl Writer {
             buf: &mut self.buf,
             salt: self.salt,
             generation: current.generation,
+            begins: false,
             write: self.next_write,
             chain: current.chain,
         };
@@ -267,7 +269,8 @@ impl Writer {
         self.buf.clear();
         self.buf.extend_from_slice(&bytes);
         let (salt, write) = (self.salt, self.next_write);
-        let mut encoder = Encoder { buf: &mut self.buf, salt, generation, write, chain };
+        let mut encoder =
+            Encoder { buf: &mut self.buf, salt, generation, begins: true, write, chain };
         encoder.put(state, frames.len());
         for (i, frame) in frames.iter().enumerate() {
             encoder.put(*frame, frames.len() - 1 - i);

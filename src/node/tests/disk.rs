@@ -95,7 +95,10 @@ impl Disk {
             self.hard_state = hs;
         }
         if let Some(m) = batch.membership {
+            let before = self.members().map_or(0, |m| m.index);
             self.membership = Some(m);
+            let now = self.members().map_or(0, |m| m.index);
+            assert!(now >= before, "R7: membership of {now} recorded after that of {before}");
         }
         if let Some(s) = batch.snapshot {
             assert!(self.files.contains_key(&s.position.index), "R1: record of a missing file");

@@ -1,5 +1,19 @@
 //! The specification of the Node: scripts in `../testscripts`, and a random walk.
+//!
+//! Each ordering rule (R) and each hazard of the engine (H) has its script of that name. What needs
+//! no script, or lives elsewhere:
+//!
+//! - R1 (snapshot file, then record, then sync) and R5 (fail-stop): the log's own tests and the
+//!   driver's. Here the disk refuses a record whose file is missing.
+//! - R6, I1, I2, I5, I7, I8: the harness checks them at every step of every script.
+//! - R9, H14: by construction. Only `ready::take_ready` calls `ready()`, and nothing between it and
+//!   `advance_append_async()` calls the engine.
+//! - R13, H15: the driver's inbox keeps the order; `h15_at_most_one_tick` shows what it is for.
+//! - R16: the transport. R18: the log and the composition root.
+//! - H11 is in `h9_hostile_messages`, every rule of the gate in `gate/tests.rs`.
+//! - H12: `LogCache` never fails; its own tests.
 
+mod calls;
 mod cluster;
 mod disk;
 mod script;
@@ -33,6 +47,45 @@ macro_rules! scripts {
 
 scripts! {
     basics
+    crash_between_commit_and_apply
+    forwarding
+    h10_lost_log
+    h13_snapshot_without_the_receiver
+    h15_at_most_one_tick
+    h1_removed_leader
+    h2_removed_leader_reads
+    h3_read_context
+    h4_reads_wait
+    h5_last_voter
+    h5_one_change_at_a_time
+    h6_new_term_is_durable_first
+    h6b_sole_voter_and_its_tail
+    h7_lost_snapshot
+    h7_silenced_snapshot
+    h8_restart
+    h9_hostile_messages
+    linger
+    r10_compaction
+    r11_snapshot_install
+    r12_stalled_disk
+    r14_dropped
+    r14_figure_8
+    r14_snapshot_over_it
+    r15_reads
+    r17_leader_leaves
+    r17_membership
+    r17_promotion_waits
+    r17_snapshot_while_membership_changes
+    r19_hung_store
+    r19_uncommitted_tail
+    r2_acks_wait_for_the_disk
+    r3_answer_after_apply
+    r4_commit_alone_is_no_write
+    r7_conf_entries_are_not_applied_twice
+    r7_membership_record_first
+    restart_many
+    stopping
+    transfer
 }
 
 fn check(name: &str) {
@@ -54,4 +107,39 @@ fn check(name: &str) {
             line(&now),
         );
     }
+}
+
+/// H6: the record of a snapshot that is written between an election and its Ready carries the new
+/// term along; messages of that term wait for it all the same. The harness asserts it.
+#[test]
+fn h6_a_batch_of_our_own_may_carry_the_new_term() {
+    use crate::node::event::{Change, Event};
+    let mut c = cluster::Cluster::new(1);
+    c.config.snapshot_entries = 3;
+    c.found(1, false);
+    let (incarnation, addr) = (cluster::incarnation(2, 0), cluster::addr(2));
+    c.change(1, Change::Join { node_id: 2, incarnation, addr }, "join".to_owned());
+    c.drive(1);
+    c.add(2, 2, 0, false);
+    c.tick_all(4);
+    // A snapshot is being taken while the node steps down: it has heard of another term.
+    c.at(1).store_held = true;
+    for command in ["a", "b", "c", "d"] {
+        c.propose(1, command);
+        c.drive(1);
+    }
+    let term = c.node(1).raw.raft.term;
+    c.node(1).raw.raft.become_follower(term, 0);
+    c.drive(1);
+    c.net.clear();
+    // It is elected, alone, and the snapshot is ready before anybody asks what is to be done.
+    c.at(1).disk_held = true;
+    let _ = c.node(1).raw.campaign();
+    assert!(c.node(1).is_leader());
+    let waiting = c.at(1).fifo.len();
+    assert!(c.run_store(1, waiting), "the snapshot is taken");
+    c.event(1, Event::Tick);
+    c.event(1, Event::Tick);
+    assert!(c.at(1).disk.queue.len() > 1, "a record of our own and the Ready");
+    assert!(c.net.is_empty(), "H6: a message of the new term left");
 }

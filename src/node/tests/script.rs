@@ -6,7 +6,8 @@
 
 use std::fmt::Write as _;
 
-use super::cluster::{Answer, Cluster, Packet, addr, incarnation};
+use super::calls::Answer;
+use super::cluster::{Cluster, Packet, addr, incarnation};
 use super::text;
 use crate::node::event::{Change, Event, Freshness};
 use crate::types::NodeId;
@@ -94,8 +95,12 @@ impl Script {
                 self.durable = words.contains(&"durable");
                 self.cluster.found(number(&words, 1), self.durable);
             }
-            "campaign" | "age" | "tick" | "crash" | "restart" | "stop" => self.clock(&words),
-            "propose" | "read" | "join" | "remove" | "update" | "transfer" | "give-up" => {
+            "campaign" | "age" | "tick" | "run" | "crash" | "restart" | "restart-held"
+            | "lose-log" | "stop" => {
+                self.clock(&words);
+            }
+            "propose" | "queue" | "read" | "join" | "remove" | "update" | "transfer"
+            | "give-up" => {
                 self.request(command, &words);
             }
             "hold-disk" | "release-disk" | "sync" | "hold-store" | "release-store" | "apply" => {
@@ -138,9 +143,9 @@ impl Script {
                 self.cluster.drive(id);
             }
             "age" => {
-                // They have not heard from a leader for an election timeout.
+                // They have not heard from a leader for so long that the next tick is too much.
                 for id in ids {
-                    self.cluster.node(id).raw.raft.election_elapsed = 10;
+                    self.cluster.node(id).raw.raft.election_elapsed = 19;
                 }
             }
             "tick" => {
@@ -151,8 +156,14 @@ impl Script {
                 }
             }
             "crash" => ids.into_iter().for_each(|id| self.cluster.crash(id)),
-            "restart" => {
+            "run" => self.cluster.tick_all(ids[0] as usize),
+            "lose-log" => {
+                let keep = |e: &crate::types::Entry| e.index < ids[1];
+                self.cluster.at(ids[0]).disk.entries.retain(keep);
+            }
+            "restart" | "restart-held" => {
                 for id in ids {
+                    self.cluster.at(id).disk_held = words[0] == "restart-held";
                     if let Err(error) = self.cluster.start(id) {
                         self.line(format_args!("node {id} refuses to start: {error}"));
                     }
@@ -177,6 +188,10 @@ impl Script {
                 };
                 let name = format!("read {}", self.reads);
                 self.cluster.read(number(words, 1), freshness, name);
+            }
+            "queue" => {
+                // Taken in together with the next event.
+                return self.cluster.propose(number(words, 1), words[2]);
             }
             "propose" => {
                 words[2..].iter().for_each(|c| self.cluster.propose(number(words, 1), c));
@@ -324,6 +339,7 @@ impl Script {
                     "node {id}: {}",
                     m.node.as_ref().map_or("down".into(), |n| n.status().health)
                 ),
+                "peers" => text::peers(id, m),
                 _ => text::members(id, m),
             };
             self.line(line);

@@ -165,6 +165,16 @@ pub(super) fn members(id: NodeId, m: &Machine) -> String {
     format!("node {id}: {all}")
 }
 
+/// How the leader replicates to each member.
+pub(super) fn peers(id: NodeId, m: &Machine) -> String {
+    let members = m.node.as_ref().map(|n| n.status().members).unwrap_or_default();
+    let all: Vec<String> = members
+        .iter()
+        .filter_map(|x| Some(format!("{} {:?} to {}", x.id, x.replication?, x.matched?)))
+        .collect();
+    format!("peers of {id}: {}", all.join(", "))
+}
+
 pub(super) fn membership(m: &Membership) -> String {
     let all: Vec<String> = m
         .members
@@ -206,9 +216,8 @@ pub(super) fn hostile(words: &[&str], to: NodeId, now: u64) -> Message {
                 entries.push(e);
             }
             ("data", Err(_)) => {
-                let mut e = eraftpb::Entry::default();
-                e.data = Bytes::copy_from_slice(value.as_bytes());
-                entries.push(e);
+                let data = Bytes::copy_from_slice(value.as_bytes());
+                entries.push(eraftpb::Entry { data, ..eraftpb::Entry::default() });
             }
             ("context", Err(_)) => m.context = Bytes::copy_from_slice(value.as_bytes()),
             ("snapshot", Ok(n)) => {

@@ -20,11 +20,11 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 use super::outbox::{Outbox, Push, Session};
-use super::status::refusal;
+use super::status::{describe, refusal};
 use super::{GrpcOptions, dial};
 use crate::pb;
 use crate::transport::{Handler, Peer, Refusal, check_welcome};
-use crate::types::Message;
+use crate::types::{Message, RaftId};
 
 /// Everything towards one peer. Dropping it closes the connections.
 #[derive(Debug)]
@@ -47,9 +47,24 @@ impl std::fmt::Debug for Lane {
     }
 }
 
+/// How a connection ended.
+enum End {
+    /// The peer turned us away.
+    Refused(Refusal),
+    /// There was none, or it broke.
+    Lost(String),
+}
+
+impl End {
+    fn of(status: &tonic::Status) -> Self {
+        refusal(status).map_or_else(|| Self::Lost(describe(status)), Self::Refused)
+    }
+}
+
 /// Tells the handler about one peer, without repeating itself.
 struct Teller {
-    peer: u64,
+    peer: RaftId,
+    log: slog::Logger,
     handler: Arc<dyn Handler>,
     down: AtomicBool,
     refusal: Mutex<Option<Refusal>>,
@@ -63,21 +78,30 @@ impl std::fmt::Debug for Teller {
 
 impl Teller {
     fn up(&self) {
-        self.down.store(false, Ordering::Relaxed);
+        if self.down.swap(false, Ordering::Relaxed) {
+            slog::info!(self.log, "peer is reachable again");
+        }
         *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn down(&self, refusal: Option<Refusal>) {
-        if let Some(refusal) = refusal {
+    fn down(&self, end: End) {
+        let first = !self.down.swap(true, Ordering::Relaxed);
+        if let End::Lost(reason) = &end
+            && first
+        {
+            slog::warn!(self.log, "peer is unreachable; trying again"; "reason" => reason);
+        }
+        if let End::Refused(refusal) = end {
             let mut told = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
             let news = told.as_ref() != Some(&refusal);
             *told = Some(refusal.clone());
             drop(told);
             if news {
+                slog::warn!(self.log, "peer refused us"; "reason" => %refusal);
                 self.handler.refused(self.peer, refusal);
             }
         }
-        if !self.down.swap(true, Ordering::Relaxed) {
+        if first {
             self.handler.unreachable(self.peer);
         }
     }
@@ -93,6 +117,7 @@ impl Link {
     ) -> Self {
         let teller = Arc::new(Teller {
             peer: peer.raft_id,
+            log: options.logger.new(slog::o!("peer" => peer.node_id, "addr" => peer.addr.clone())),
             handler,
             down: AtomicBool::new(false),
             refusal: Mutex::default(),
@@ -103,9 +128,12 @@ impl Link {
                 retry: Notify::new(),
             })
         });
+        let mut number = 0;
         let tasks = lanes.each_ref().map(|lane| {
+            number += 1;
             let run = Run {
                 lane: lane.clone(),
+                number,
                 peer: peer.clone(),
                 hello: hello.clone(),
                 options: options.clone(),
@@ -145,6 +173,7 @@ impl Drop for Link {
 /// The task of a lane.
 struct Run {
     lane: Arc<Lane>,
+    number: u32,
     peer: Peer,
     hello: pb::Hello,
     options: Arc<GrpcOptions>,
@@ -155,12 +184,12 @@ impl Run {
     async fn forever(self) {
         let mut pauses = self.pauses();
         loop {
-            let refused = self.session().await;
+            let end = self.session().await;
             if self.lane.outbox.is_open() {
                 pauses = self.pauses();
             }
             self.lane.outbox.reset();
-            self.teller.down(refused);
+            self.teller.down(end);
             let pause = pauses.next().unwrap_or(self.options.backoff_max);
             tokio::select! {
                 () = sleep(pause) => {}
@@ -179,10 +208,14 @@ impl Run {
             .build()
     }
 
-    /// One connection, from hello to its end; Some when the peer turned us away.
-    async fn session(&self) -> Option<Refusal> {
-        let channel = dial::connect(&self.peer.addr, &self.options).await.ok()?;
-        let session = self.lane.outbox.begin(self.hello.clone(), self.options.batch_limit());
+    /// One connection, from hello to its end.
+    async fn session(&self) -> End {
+        let channel = match dial::connect(&self.peer.addr, &self.options).await {
+            Ok(channel) => channel,
+            Err(reason) => return End::Lost(reason),
+        };
+        let session =
+            self.lane.outbox.begin(self.hello.clone(), self.number, self.options.batch_limit());
         let oversized = session.oversized();
         let mut client = dial::client(channel, &self.options);
         let welcome = async {
@@ -192,12 +225,12 @@ impl Run {
         let mut answers = match timeout(self.options.handshake_timeout, welcome).await {
             Ok(Ok((welcome, answers))) => {
                 if let Err(refusal) = self.check(welcome) {
-                    return Some(refusal);
+                    return End::Refused(refusal);
                 }
                 answers
             }
-            Ok(Err(status)) => return refusal(&status),
-            Err(_) => return None,
+            Ok(Err(status)) => return End::of(&status),
+            Err(_) => return End::Lost("no welcome in time".to_owned()),
         };
         self.teller.up();
         self.lane.outbox.open();
@@ -205,8 +238,8 @@ impl Run {
             tokio::select! {
                 more = answers.message() => match more {
                     Ok(Some(pb::Welcome { .. })) => {}
-                    Ok(None) => return None,
-                    Err(status) => return refusal(&status),
+                    Ok(None) => return End::Lost("the peer closed the stream".to_owned()),
+                    Err(status) => return End::of(&status),
                 },
                 // A message that can never be sent: raft must know that it is lost.
                 () = oversized.notified() => {

@@ -202,9 +202,31 @@ fn varint(wire: &mut &[u8]) -> Option<u64> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use proptest::prelude::*;
     use prost::Message as _;
 
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_judged_without_a_panic(bytes: Vec<u8>) {
+            for shape in [&BATCH, &CHUNK, &REQUEST, &RESPONSE, &WELCOME] {
+                let _ = check(&bytes, shape);
+            }
+        }
+
+        #[test]
+        fn what_prost_writes_passes(from: u64, data: Vec<u8>, index: u64, voters: Vec<u64>) {
+            let conf_state = Some(pb::ConfState { voters, ..pb::ConfState::default() });
+            let membership = Some(pb::Membership { conf_state, ..pb::Membership::default() });
+            let snapshot = Some(pb::SnapshotHeader { membership, ..Default::default() });
+            let entry = pb::Entry { index, data: data.into(), ..pb::Entry::default() };
+            let entries = vec![entry];
+            let message = pb::Message { from, entries, snapshot, ..Default::default() };
+            let batch = pb::Batch { messages: vec![message], ..pb::Batch::default() };
+            prop_assert_eq!(check(&batch.encode_to_vec(), &BATCH), Ok(()));
+        }
+    }
 
     #[test]
     fn many_empty_messages_are_refused_before_they_cost_memory() {
@@ -230,7 +252,7 @@ mod tests {
     fn torn_and_grouped_bytes_are_refused() {
         let whole = pb::Batch {
             hello: Some(pb::Hello { from: 1 << 40, ..pb::Hello::default() }),
-            messages: Vec::new(),
+            ..pb::Batch::default()
         }
         .encode_to_vec();
         check(&whole, &BATCH).unwrap();

@@ -1,7 +1,7 @@
 //! The transport over gRPC: HTTP/2 streams on TCP, by tonic.
 //!
 //! ```text
-//! send -> Link (peer) -> Lane (bulk | fast) -> Outbox -> Exchange stream ==> RaftService -> Handler
+//! send -> Link (peer) -> Lane (bulk, fast) -> Outbox -> Exchange ==> RaftService -> Handler
 //! ```
 //!
 //! It moves messages and never looks into them. Invariants:
@@ -100,6 +100,8 @@ pub struct GrpcOptions {
     pub backoff_min: Duration,
     /// The longest; up to as much again is added at random. Default 500 ms.
     pub backoff_max: Duration,
+    /// Where outages, refusals and their ends are logged. Default: nowhere.
+    pub logger: slog::Logger,
 }
 
 impl Default for GrpcOptions {
@@ -129,6 +131,7 @@ impl From<&Config> for GrpcOptions {
             keepalive_timeout: Duration::from_secs(4),
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_millis(500),
+            logger: slog::Logger::root(slog::Discard, slog::o!()),
         }
     }
 }
@@ -287,7 +290,8 @@ impl Transport for GrpcTransport {
         let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
         match listener {
             Some(listener) => self.serve(listener),
-            None => Ok(()),
+            None if self.local_addr.is_none() => Ok(()),
+            None => Err(std::io::Error::other("this transport has been started before")),
         }
     }
 
@@ -302,8 +306,9 @@ impl Transport for GrpcTransport {
         let links = self.links();
         for message in messages {
             let to = message.to();
-            let told = links.by_raft.get(&to).is_some_and(|link| link.send(message));
-            if !told && !lost.contains(&to) {
+            // NB: a snapshot without its body would be lost on the way; see `send_snapshot`.
+            let link = links.by_raft.get(&to).filter(|_| message.snapshot.is_none());
+            if !link.is_some_and(|link| link.send(message)) && !lost.contains(&to) {
                 lost.push(to);
             }
         }

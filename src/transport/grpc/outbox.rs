@@ -74,13 +74,13 @@ impl Outbox {
     }
 
     /// Ends the last session and begins another: what waits stays for it.
-    pub(super) fn begin(self: &Arc<Self>, hello: pb::Hello, limit: usize) -> Session {
+    pub(super) fn begin(self: &Arc<Self>, hello: pb::Hello, lane: u32, limit: usize) -> Session {
         let mut q = self.lock();
         let wake = Arc::new(Notify::new());
         mem::replace(&mut q.wake, wake.clone()).notify_one();
         q.open = false;
         Session {
-            hello: Some(hello),
+            first: Some(pb::Batch { hello: Some(hello), messages: Vec::new(), lane }),
             outbox: self.clone(),
             wake,
             pending: Vec::new().into_iter(),
@@ -143,7 +143,7 @@ enum Taken {
 /// One connection's share: its hello, then batches of what was queued.
 #[derive(Debug)]
 pub(super) struct Session {
-    hello: Option<pb::Hello>,
+    first: Option<pb::Batch>,
     outbox: Arc<Outbox>,
     wake: Arc<Notify>,
     pending: vec::IntoIter<Message>,
@@ -164,12 +164,12 @@ impl Session {
     /// # Cancel safety
     /// Nothing is lost when the future is dropped.
     pub(super) async fn batch(&mut self) -> Option<pb::Batch> {
-        if let Some(hello) = self.hello.take() {
-            return Some(pb::Batch { hello: Some(hello), messages: Vec::new() });
+        if let Some(first) = self.first.take() {
+            return Some(first);
         }
         loop {
             if let Some(messages) = self.fill() {
-                return Some(pb::Batch { hello: None, messages });
+                return Some(pb::Batch { messages, ..pb::Batch::default() });
             }
             match self.outbox.take(self) {
                 Taken::Messages(messages) => self.pending = messages.into_iter(),
@@ -226,7 +226,7 @@ mod tests {
     }
 
     async fn opened(outbox: &Arc<Outbox>) -> Session {
-        let mut session = outbox.begin(pb::Hello::default(), LIMIT);
+        let mut session = outbox.begin(pb::Hello::default(), 0, LIMIT);
         assert!(session.batch().await.unwrap().hello.is_some());
         outbox.open();
         session
@@ -249,7 +249,7 @@ mod tests {
     #[tokio::test]
     async fn nothing_leaves_before_the_welcome() {
         let outbox = Arc::new(Outbox::new(1 << 20));
-        let mut session = outbox.begin(pb::Hello::default(), LIMIT);
+        let mut session = outbox.begin(pb::Hello::default(), 0, LIMIT);
         outbox.push(append(7, 1));
         session.batch().await.unwrap();
         assert!(futures::poll!(Box::pin(session.batch())).is_pending());

@@ -5,15 +5,18 @@
 //! - a message whose `from` or `to` is not that of the stream's hello ends the stream;
 //! - a stream costs no task of its own: its answers are pulled by the connection, and pulling
 //!   reads the messages;
-//! - a peer waits for its first message no longer than the handshake timeout.
+//! - the first message of a stream is waited for no longer than the handshake timeout;
+//! - a newer stream of the same peer and lane ends the older one, so that what was left in an
+//!   abandoned connection never arrives behind newer messages.
 
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -48,6 +51,14 @@ struct Shared {
     heard: Heard,
     calls: Semaphore,
     snapshots: Semaphore,
+    /// The newest stream of each peer and lane, and how to end it.
+    newest: Mutex<HashMap<(RaftId, u32), Arc<Notify>>>,
+}
+
+impl Shared {
+    fn newest(&self) -> MutexGuard<'_, HashMap<(RaftId, u32), Arc<Notify>>> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl fmt::Debug for RaftService {
@@ -66,6 +77,7 @@ impl RaftService {
                 heard,
                 calls: Semaphore::new(MAX_CALLS),
                 snapshots: Semaphore::new(MAX_SNAPSHOTS),
+                newest: Mutex::default(),
             }),
         }
     }
@@ -111,12 +123,19 @@ impl pb::raft_server::Raft for RaftService {
         let first = self.first(&mut batches).await?;
         let (handler, ours) = self.admit(first.hello.as_ref())?;
         let hello = first.hello.unwrap_or_default();
+        let replaced = Arc::new(Notify::new());
+        let old = self.shared.newest().insert((hello.from, first.lane), replaced.clone());
+        if let Some(old) = old {
+            old.notify_one();
+        }
         let lane = Lane {
             from: hello.from,
             to: hello.to,
+            number: first.lane,
             batches,
             handler,
-            closing: self.shared.closing.clone(),
+            shared: self.shared.clone(),
+            replaced,
             _busy: activity.map(Activity::begin),
         };
         lane.deliver(first.messages)?;
@@ -168,21 +187,24 @@ impl pb::raft_server::Raft for RaftService {
 struct Lane {
     from: RaftId,
     to: RaftId,
+    number: u32,
     batches: Streaming<pb::Batch>,
     handler: Arc<dyn Handler>,
-    closing: Closing,
+    shared: Arc<Shared>,
+    replaced: Arc<Notify>,
     _busy: Option<Busy>,
 }
 
 impl Lane {
     /// Hands messages on until the stream ends; why it did.
     async fn run(mut self) -> Status {
-        let closing = self.closing.clone();
-        let mut closing = std::pin::pin!(closing.closed());
+        let mut closing = std::pin::pin!(self.shared.closing.clone().closed());
+        let replaced = self.replaced.clone();
         loop {
             let batch = tokio::select! {
                 biased;
                 () = &mut closing => return closed(),
+                () = replaced.notified() => return Status::aborted("a newer stream took over"),
                 batch = self.batches.message() => batch,
             };
             let result = match batch {
@@ -205,8 +227,21 @@ impl Lane {
             .into_iter()
             .map(|m| receive(m, self.from, self.to))
             .collect::<Result<Vec<_>, Status>>()?;
+        if messages.iter().any(|m| m.snapshot.is_some()) {
+            return Err(malformed("a snapshot without its body"));
+        }
         self.handler.messages(self.from, messages);
         Ok(())
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        let mut newest = self.shared.newest();
+        let key = (self.from, self.number);
+        if newest.get(&key).is_some_and(|n| Arc::ptr_eq(n, &self.replaced)) {
+            newest.remove(&key);
+        }
     }
 }
 

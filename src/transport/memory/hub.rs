@@ -28,7 +28,7 @@ pub struct Faults {
     pub reorder_percent: u8,
 }
 
-/// The hub that connects [`MemoryTransport`]s by address.
+/// The hub that connects [`MemoryTransport`](super::MemoryTransport)s by address.
 #[derive(Clone)]
 pub struct MemoryNetwork {
     hub: Arc<Mutex<Hub>>,

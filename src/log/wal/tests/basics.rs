@@ -82,7 +82,7 @@ fn freed_segments_are_used_again_or_given_back() {
     }
     assert!(largest <= 9 * SEGMENT, "{largest} bytes");
     let highest = segments(&vfs).pop().unwrap().0;
-    assert!(highest < "wal-00000012.seg".to_owned(), "new files instead of old ones: {highest}");
+    assert!(highest.as_str() < "wal-00000012.seg", "new files instead of old ones: {highest}");
     let recovered = reload(&vfs, wal);
     assert_eq!(recovered.compacted, at(400, 1));
 }

@@ -1,10 +1,6 @@
 //! Silent corruption: every single flipped bit of a log and its identity.
 
 use super::*;
-use crate::testing::log_suite::apply_compaction;
-
-/// Bits looked at: all of them where one in one.
-const STRIDE: usize = 1;
 
 struct Image {
     vfs: FaultyVfs,
@@ -34,12 +30,13 @@ struct Tally {
     dropped: usize,
 }
 
-fn flip_all(image: &Image, name: &str) -> Tally {
+/// Flips one bit in `stride`; any odd stride meets every place in a byte.
+fn flip(image: &Image, name: &str, stride: usize) -> Tally {
     let mut tally = Tally::default();
     for file in image.vfs.list(dir()).unwrap() {
         let path = dir().join(&file);
         let original = image.vfs.contents(&path).unwrap();
-        for bit in (0..original.len() * 8).step_by(STRIDE) {
+        for bit in (0..original.len() * 8).step_by(stride) {
             let mut bytes = original.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
             let vfs = image.vfs.fork();
@@ -84,7 +81,7 @@ fn steps(last: Vec<Step>) -> Vec<Step> {
 #[test]
 fn a_flipped_bit_of_an_unsealed_log_is_refused_or_costs_the_last_write_alone() {
     let image = image(&steps(vec![Step::Append(vec![entries(6, 6, 3, 30)])]));
-    let tally = flip_all(&image, "unsealed");
+    let tally = flip(&image, "unsealed", 1);
     assert!(tally.dropped > 8 * 48, "{tally:?}");
     assert!(tally.refused > 8 * 1000, "{tally:?}");
 }
@@ -93,7 +90,7 @@ fn a_flipped_bit_of_an_unsealed_log_is_refused_or_costs_the_last_write_alone() {
 #[test]
 fn a_flipped_bit_of_a_sealed_log_costs_nothing() {
     let image = image(&steps(vec![Step::Append(vec![entries(6, 6, 3, 30)]), Step::Close]));
-    let tally = flip_all(&image, "sealed");
+    let tally = flip(&image, "sealed", 1);
     assert_eq!(tally.dropped, 0, "{tally:?}");
     assert!(tally.refused > 8 * 1000, "{tally:?}");
 }
@@ -102,7 +99,7 @@ fn a_flipped_bit_of_a_sealed_log_costs_nothing() {
 #[test]
 fn a_flipped_bit_of_the_last_vote_is_refused() {
     let image = image(&[Step::Identify(1), Step::Append(vec![vote(8, 2)])]);
-    let tally = flip_all(&image, "vote");
+    let tally = flip(&image, "vote", 1);
     assert_eq!(tally.dropped, 0, "{tally:?}");
     assert!(tally.refused > 8 * 200, "{tally:?}");
 }
@@ -114,9 +111,44 @@ fn a_flipped_bit_around_a_change_of_segments() {
         vec![Step::Append(vec![entries(6, 6, 3, 300)]), Step::Append(vec![entries(7, 7, 3, 700)])];
     let image = image(&steps(more));
     assert_eq!(image.vfs.list(dir()).unwrap().iter().filter(|n| n.contains("wal-")).count(), 2);
-    let tally = flip_all(&image, "change");
-    assert!(tally.dropped > 8 * 700, "{tally:?}");
-    let mut compacted = image.whole.clone();
-    apply_compaction(&mut compacted, at(1, 3));
-    assert_eq!(compacted, image.whole, "the image holds a compaction");
+    let tally = flip(&image, "change", 3);
+    assert!(tally.dropped > 8 * 700 / 3, "{tally:?}");
+}
+
+/// In files that were used before, old frames stand behind the new ones.
+#[test]
+fn a_flipped_bit_of_a_recycled_log() {
+    let mut more = Vec::new();
+    for i in 6..16 {
+        more.push(Step::Append(vec![entries(i, i, 3, 600), snapshot(at(i, 3), false)]));
+        more.push(Step::Compact(at(i - 1, 3)));
+    }
+    more.push(Step::Append(vec![entries(16, 16, 3, 200)]));
+    let image = image(&steps(more));
+    let files = image.vfs.list(dir()).unwrap();
+    assert!(files.len() <= 7 && image.whole.entries.len() == 2, "{files:?}");
+    let tally = flip(&image, "recycled", 11);
+    assert!(tally.dropped > 8 * 200 / 11, "{tally:?}");
+    assert!(tally.refused > 8 * 600 / 11, "{tally:?}");
+}
+
+/// The cut of an old segment is not synced: if it is undone, the segment that took over repeats
+/// the number of a write that is whole in the old one. Damage to its header is damage all the same.
+#[test]
+fn a_damaged_segment_that_took_over_is_refused_even_if_the_old_one_is_whole() {
+    let before = image(&steps(vec![Step::Append(vec![entries(6, 6, 3, 30)])]));
+    let old = dir().join("wal-00000001.seg");
+    let uncut = before.vfs.contents(&old).unwrap();
+    let (mut wal, ..) = load(&before.vfs).unwrap();
+    wal.append(&[entries(7, 7, 3, 30)]).unwrap();
+    drop(wal);
+    assert!(before.vfs.contents(&old).unwrap().len() < uncut.len(), "it was cut");
+    before.vfs.set_contents(&old, uncut);
+    assert_eq!(load(&before.vfs.fork()).unwrap().1.entries.len(), 6);
+    let new = dir().join("wal-00000002.seg");
+    let mut bytes = before.vfs.contents(&new).unwrap();
+    bytes[40] ^= 1;
+    before.vfs.set_contents(&new, bytes);
+    let error = load(&before.vfs).unwrap_err();
+    assert!(matches!(error, StorageError::Corrupt { .. }), "{error}");
 }

@@ -80,20 +80,43 @@ async fn an_address_that_does_not_resolve_says_so() {
     }
 }
 
+/// Carries a mounted transport in a server of the user's, and gives its address.
+async fn carry(mounted: &GrpcTransport) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let incoming = tonic::transport::server::TcpIncoming::from(listener);
+    let server = tonic::transport::Server::builder();
+    tokio::spawn(server.serve_with_incoming(mounted.service(), incoming));
+    addr
+}
+
 #[tokio::test]
 async fn a_node_that_does_not_run_says_not_now() {
     let one = node(1);
     let mounted = GrpcTransport::mounted(GrpcOptions::default());
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let addr = listener.local_addr().unwrap().to_string();
-    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-    tokio::spawn(tonic::transport::Server::builder().serve_with_incoming(
-        mounted.service(),
-        tonic::transport::server::TcpIncoming::from(listener),
-    ));
+    let addr = carry(&mounted).await;
     let error = one.transport.call(&addr, info(), LONG).await.unwrap_err();
     assert!(matches!(error, TransportError::Refused(Refusal::Busy(_))), "{error}");
+}
+
+#[tokio::test]
+async fn closing_a_mounted_node_ends_its_streams_and_requests() {
+    let mounted = GrpcTransport::mounted(GrpcOptions::default());
+    let (mut handler, mut events) = recorder(2);
+    handler.hung = true;
+    mounted.start(handler.arc()).unwrap();
+    let addr = carry(&mounted).await;
+    let mut one = node(1);
+    one.transport.set_peers(peers(1, &[(2, &addr)]));
+    one.transport.send(vec![append(1, 2, 1, 1)]);
+    arrived(&mut events, 1).await;
+    let close = async {
+        until(&mut events, |told| matches!(told, Told::Called(_)).then_some(())).await;
+        mounted.close().await;
+    };
+    let (answer, ()) = tokio::join!(one.transport.call(&addr, info(), LONG), close);
+    assert!(matches!(answer, Err(TransportError::Lost { .. })), "{answer:?}");
+    until(&mut one.events, |told| matches!(told, Told::Unreachable(2)).then_some(())).await;
 }
 
 #[tokio::test]
@@ -201,19 +224,31 @@ async fn a_snapshot_that_cannot_be_read_is_never_whole() {
     }
 }
 
+fn stalling_body() -> SnapshotStream {
+    stream::iter([Ok(Bytes::from_static(b"x"))]).chain(stream::pending()).boxed()
+}
+
 #[tokio::test]
-async fn a_stalled_snapshot_is_given_up() {
+async fn the_sender_gives_a_stalled_snapshot_up() {
     let options = GrpcOptions { stall_timeout: SHORT, ..GrpcOptions::default() };
-    let one = node_with(1, options.clone(), |_| {});
+    let one = node_with(1, options, |_| {});
+    let mut two = node(2);
+    one.knows(1, &[&two]);
+    let result = one.transport.send_snapshot(snapshot(1, 2, 100), stalling_body()).await;
+    let Err(TransportError::Lost { reason, .. }) = result else { panic!("{result:?}") };
+    assert!(reason.contains("stalled"), "{reason}");
+    assert!(until(&mut two.events, received).await.is_err());
+}
+
+#[tokio::test]
+async fn the_receiver_gives_a_stalled_snapshot_up() {
+    let one = node(1);
+    let options = GrpcOptions { stall_timeout: SHORT, ..GrpcOptions::default() };
     let mut two = node_with(2, options, |_| {});
     one.knows(1, &[&two]);
-    let body = stream::iter([Ok(Bytes::from_static(b"x"))]).chain(stream::pending()).boxed();
-    let result = one.transport.send_snapshot(snapshot(1, 2, 100), body).await;
-    assert!(
-        matches!(&result, Err(TransportError::Lost { .. } | TransportError::Refused(_))),
-        "{result:?}"
-    );
-    assert!(until(&mut two.events, received).await.is_err());
+    let result = one.transport.send_snapshot(snapshot(1, 2, 100), stalling_body()).await;
+    assert!(matches!(result, Err(TransportError::Refused(_))), "{result:?}");
+    assert_eq!(until(&mut two.events, received).await, Err(io::ErrorKind::TimedOut));
 }
 
 #[tokio::test]

@@ -316,4 +316,48 @@ async fn close_ends_everything_and_frees_the_port() {
     node_at(&two.addr, 2, options, |_| {}).transport.close().await;
     one.transport.close().await;
     one.transport.close().await;
+    assert!(one.transport.start(recorder(1).0.arc()).is_err(), "it has no listener any more");
+}
+
+/// Forwards connections to `to` until it is frozen: then they stay open and carry nothing.
+async fn freezer(to: String) -> (String, tokio::sync::watch::Sender<bool>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let (freeze, frozen) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let (to, mut frozen) = (to.clone(), frozen.clone());
+            let frozen = async move {
+                let _ = frozen.wait_for(|frozen| *frozen).await;
+            };
+            tokio::spawn(async move {
+                let mut far = tokio::net::TcpStream::connect(to).await.unwrap();
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    () = frozen => std::future::pending().await,
+                }
+            });
+        }
+    });
+    (addr, freeze)
+}
+
+#[tokio::test]
+async fn a_peer_that_falls_silent_is_noticed_and_found_again() {
+    let (keepalive_interval, keepalive_timeout) =
+        (Duration::from_millis(300), Duration::from_millis(700));
+    let options = GrpcOptions { keepalive_interval, keepalive_timeout, ..GrpcOptions::default() };
+    let mut one = node_with(1, options, |_| {});
+    let mut two = node(2);
+    let (addr, freeze) = freezer(two.addr.clone()).await;
+    one.transport.set_peers(peers(1, &[(2, &addr)]));
+    one.transport.send(vec![append(1, 2, 1, 1)]);
+    assert_eq!(arrived(&mut two.events, 1).await, [1]);
+    freeze.send_replace(true);
+    assert_eq!(until(&mut one.events, unreachable).await, 2);
+    freeze.send_replace(false);
+    until(&mut two.events, admitted).await;
+    until(&mut two.events, admitted).await;
+    one.transport.send(vec![append(1, 2, 2, 1)]);
+    assert_eq!(arrived(&mut two.events, 1).await.last(), Some(&2));
 }

@@ -1,0 +1,74 @@
+//! Three processes on loopback, measured through the public API.
+//!
+//! ```sh
+//! cargo bench --bench cluster -- load                     # writes, durable, 128 B
+//! cargo bench --bench cluster -- load --reads --clients 1,64,256,1024
+//! cargo bench --bench cluster -- load --memory --on follower --payload 1024
+//! cargo bench --bench cluster -- load --batch 256         # 256 proposals a call
+//! cargo bench --bench cluster -- failover --kills 20
+//! cargo bench --bench cluster -- idle
+//! cargo bench --bench cluster -- join                     # 100 MB, and 1,000,000 entries
+//! cargo bench --bench cluster -- big-proposal
+//! ```
+//!
+//! Clients are closed loops inside the process of the node they ask. `load` measures its own
+//! ceilings in the same run: the p50 of fdatasync with three files at once, and the round trip of
+//! a bidirectional tonic stream between two processes. Compare ratios, not absolute figures: all
+//! processes share the machine.
+#![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark talks and gives up")]
+
+mod ceilings;
+mod control;
+mod load;
+mod node;
+mod scenarios;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Measures a three-node cluster on loopback")]
+struct Args {
+    /// Given by `cargo bench`; means nothing.
+    #[arg(long, hide = true, global = true)]
+    bench: bool,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Closed-loop clients: operations per second and latencies.
+    Load(scenarios::LoadArgs),
+    /// Kills the leader again and again: time to the first write after it.
+    Failover {
+        /// How often.
+        #[arg(long, default_value_t = 20)]
+        kills: usize,
+    },
+    /// Three idle nodes: processor time.
+    Idle {
+        /// For how long.
+        #[arg(long, default_value_t = 20)]
+        seconds: u64,
+    },
+    /// An empty node joins a cluster with much state.
+    Join,
+    /// One proposal of 64 MiB is refused; the cluster goes on.
+    BigProposal,
+    #[command(hide = true)]
+    Node(node::NodeArgs),
+    #[command(hide = true)]
+    Echo { addr: String },
+}
+
+fn main() {
+    match Args::parse().what {
+        What::Load(args) => scenarios::load(&args),
+        What::Failover { kills } => scenarios::failover(kills),
+        What::Idle { seconds } => scenarios::idle(seconds),
+        What::Join => scenarios::join(),
+        What::BigProposal => scenarios::big_proposal(),
+        What::Node(args) => node::run(args),
+        What::Echo { addr } => ceilings::serve_echo(&addr),
+    }
+}
