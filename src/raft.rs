@@ -170,7 +170,8 @@ impl<S: Store> Raft<S> {
     /// cluster exists behind any of them; `lead` asks them again before it founds one.
     ///
     /// # Errors
-    /// `NoLeader` when there is a cluster without a leader until `Config::request_timeout`.
+    /// None that a caller must expect: a cluster that names no leader within
+    /// `Config::request_timeout` is told by one of its members instead, which leads a joiner on.
     pub async fn find_leader_info(&self, peers: Vec<String>) -> Result<Option<(u64, String)>> {
         let caller = self.core.serve("raftline".to_owned())?;
         locked(&self.asked).extend(peers.iter().cloned());

@@ -31,6 +31,7 @@ pub(crate) async fn serve(
         .route("/status", get(status))
         .route("/kv/{key}", get(read).put(put).delete(delete))
         .route("/leave", post(leave))
+        .route("/remove/{id}", post(remove))
         .route("/transfer/{id}", post(transfer))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(mailbox);
@@ -130,6 +131,12 @@ async fn status(State(mailbox): State<Mailbox>) -> Answer<Response> {
 
 async fn leave(State(mailbox): State<Mailbox>) -> Answer<Response> {
     mailbox.leave().await?;
+    Ok(Json(json!({ "outcome": "applied" })).into_response())
+}
+
+/// Removes another member, such as one whose disk was lost.
+async fn remove(State(mailbox): State<Mailbox>, Path(id): Path<u64>) -> Answer<Response> {
+    mailbox.remove(id).await?;
     Ok(Json(json!({ "outcome": "applied" })).into_response())
 }
 

@@ -65,11 +65,11 @@ pub(crate) async fn find_leader(
         if let Some((_, info)) = known.filter(|(_, info)| !info.leader_addr.is_empty()) {
             return Ok(Some((info.leader_id, info.leader_addr.clone())));
         }
-        if clusters.next().is_none() {
-            return Ok(None);
-        }
+        // A member will do: it may be waiting for the very node that asks, and whoever is no
+        // member yet is led on from there.
+        let Some((addr, info)) = clusters.next() else { return Ok(None) };
         if Instant::now() >= deadline {
-            return Err(Error::NoLeader);
+            return Ok(Some((info.node_id, addr.clone())));
         }
         sleep(pause).await;
     }

@@ -80,6 +80,7 @@ impl Node {
         // H4: rounds of another term or leader are never answered.
         self.reads.retry_asked_before(u64::MAX);
         self.status_changed = true;
+        self.changes.forget_rounds();
         if (before.1, before.2) != (now.1, now.2) {
             slog::info!(self.logger, "leadership"; "term" => now.0, "role" => %self.role(),
                 "leader" => self.node_of(now.2));

@@ -69,6 +69,11 @@ impl Changes {
         }
     }
 
+    /// Another term or leader: what learners reached before counts no more.
+    pub(super) fn forget_rounds(&mut self) {
+        self.rounds.clear();
+    }
+
     pub(super) fn has_queued(&self) -> bool {
         !self.queue.is_empty()
     }
