@@ -66,6 +66,7 @@ scripts! {
     h9_hostile_messages
     linger
     r10_compaction
+    r10_superseded_snapshot
     r11_snapshot_install
     r12_stalled_disk
     r14_dropped

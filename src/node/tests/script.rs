@@ -126,6 +126,7 @@ impl Script {
                 "trailing" => c.snapshot_trailing_entries = value,
                 "max_apply_lag" => c.max_apply_lag = value,
                 "max_size_per_msg" => c.max_size_per_msg = value,
+                "max_committed" => c.max_committed_size_per_ready = value,
                 "max_inflight_msgs" => c.max_inflight_msgs = value as usize,
                 _ => panic!("no setting {key}"),
             }
