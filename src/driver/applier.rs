@@ -46,7 +46,7 @@ use crate::types::{Index, Membership, Position, SnapshotMeta};
 const WORK_PER_TURN: usize = 4096;
 
 const RESTORE_REMEDY: &str =
-    "mend the Store and restart: the snapshot is kept and will be restored again";
+    "Mend the Store and restart: the snapshot is kept and will be restored again";
 
 /// What the apply task does; the effects of the same names.
 #[derive(Debug)]
