@@ -268,7 +268,7 @@ impl<S: Store> Task<S> {
         self.applied = last;
         self.lag.entries.fetch_sub(counts.len() as u64, Ordering::Relaxed);
         self.lag.bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
-        self.parts.inbox.complete(Event::Applied { index: last });
+        self.parts.inbox.applied(last);
         self.breathe().await;
         Ok(counts.len())
     }

@@ -3,7 +3,8 @@
 //! It runs on a thread of its own with a current-thread runtime that also hosts the tasks of the
 //! transport and the snapshotter, so that neither user code nor another runtime's load can stall
 //! a heartbeat. Invariants:
-//! - exactly one await: the inbox, which ends at the tick at the latest (R13);
+//! - it awaits the inbox alone, which ends at the tick at the latest (R13), and yields once
+//!   between its appends to the network and its wake-up of the log;
 //! - per turn: completions, messages, requests, and last at most one tick, if due (H15);
 //! - every effect is dispatched, none is awaited: disk, network and Store are elsewhere (R12);
 //! - requests beyond a turn's budget wait here, in order, bounded by their permits.
@@ -26,7 +27,7 @@ use crate::node::Node;
 use crate::node::effect::Effect;
 use crate::node::event::Event;
 use crate::transport::Transport;
-use crate::types::Membership;
+use crate::types::{Membership, Message};
 
 /// Requests that the node takes in one turn; the rest waits for the next.
 const REQUESTS_PER_TURN: usize = 8192;
@@ -94,6 +95,8 @@ pub(crate) struct EventLoop {
     backlog: VecDeque<Event>,
     effects: Vec<Effect>,
     drain_until: Option<Instant>,
+    /// Appends were handed to the transport since the log was woken.
+    sent_appends: bool,
     /// It has applied its own removal.
     departs: bool,
 }
@@ -110,6 +113,7 @@ impl EventLoop {
             backlog: VecDeque::new(),
             effects: Vec::new(),
             drain_until: None,
+            sent_appends: false,
             departs: false,
         }
     }
@@ -131,6 +135,7 @@ impl EventLoop {
     /// Turn after turn, until the order to stop was carried out.
     async fn turns(&mut self) -> Result<Stop, Error> {
         self.dispatch()?;
+        self.wake_log().await;
         loop {
             self.shared.inbox.turn(self.ticks.next, !self.backlog.is_empty()).await;
             self.shared.inbox.take(&mut self.taken);
@@ -141,13 +146,26 @@ impl EventLoop {
             }
             self.feed();
             self.dispatch()?;
+            self.wake_log().await;
             if self.ticks.is_due(Instant::now()) {
                 self.node.handle(Event::Tick);
                 self.dispatch()?;
+                self.wake_log().await;
             }
             if self.is_drained() {
                 return Ok(Stop::Drain);
             }
+        }
+    }
+
+    /// Wakes the log thread; appends to peers reach the network before that, because a wake-up
+    /// costs as much as sending them, and their way is longer than that to the own disk.
+    async fn wake_log(&mut self) {
+        if self.ports.log.is_asleep() {
+            if std::mem::take(&mut self.sent_appends) {
+                tokio::task::yield_now().await;
+            }
+            self.ports.log.wake();
         }
     }
 
@@ -190,7 +208,10 @@ impl EventLoop {
     fn carry_out(&mut self, effect: Effect) -> Result<(), Error> {
         let ports = &self.ports;
         match effect {
-            Effect::Send(messages) => ports.transport.send(messages),
+            Effect::Send(messages) => {
+                self.sent_appends |= messages.iter().any(Message::is_bulk);
+                ports.transport.send(messages);
+            }
             Effect::Persist { number, batch } => ports.log.append(number, batch),
             Effect::Apply(entries) => ports.apply.push(Job::Apply(entries)),
             Effect::Query(reads) => ports.apply.push(Job::Query(reads)),

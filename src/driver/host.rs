@@ -30,6 +30,8 @@ pub(crate) struct Order {
     pub(crate) main: Box<dyn FnOnce() -> LocalBoxFuture<'static, Result<()>> + Send>,
     /// The log thread, waited for at the end.
     pub(crate) log_thread: JoinHandle<()>,
+    /// Disconnected once the apply task and its Store are gone; waited for last of all.
+    pub(crate) store_gone: mpsc::Receiver<()>,
 }
 
 impl fmt::Debug for Order {
@@ -64,8 +66,14 @@ impl Host {
         std::thread::Builder::new()
             .name(name)
             .spawn(move || {
-                this.run(handler, orders, &ready);
+                let patience = super::patience(&this.shared);
+                let (lifetime, store_gone) = this.run(handler, orders, &ready);
                 let _ = end.send(());
+                if let Some(gone) = store_gone {
+                    // NB: nothing is ever sent; a Store that hangs is left behind.
+                    let _ = gone.recv_timeout(patience);
+                }
+                drop(lifetime);
             })
             .map_err(|e| internal(&e))?;
         match started.recv() {
@@ -113,21 +121,23 @@ impl Thread {
         handler: Arc<dyn Handler>,
         orders: oneshot::Receiver<Order>,
         ready: &mpsc::SyncSender<std::io::Result<Caller>>,
-    ) {
+    ) -> (Arc<Lifetime>, Option<mpsc::Receiver<()>>) {
+        let lifetime = self.lifetime.clone();
         let runtime = match self.serve(handler) {
             Ok(runtime) => runtime,
             Err(e) => {
                 let _ = ready.send(Err(e));
-                return;
+                return (lifetime, None);
             }
         };
         let caller = Caller::new(runtime.handle().clone(), self.transport.clone());
         let _ = ready.send(Ok(caller));
-        let mut log_thread = None;
+        let (mut log_thread, mut store_gone) = (None, None);
         let ran = catch_unwind(AssertUnwindSafe(|| {
             runtime.block_on(async {
                 let Ok(order) = orders.await else { return Ok(()) };
                 log_thread = Some(order.log_thread);
+                store_gone = Some(order.store_gone);
                 (order.main)().await
             })
         }));
@@ -137,6 +147,7 @@ impl Thread {
             Err(panic) => self.report("event loop", &*panic),
         }
         self.end(runtime, log_thread);
+        (lifetime, store_gone)
     }
 
     fn serve(&self, handler: Arc<dyn Handler>) -> std::io::Result<Runtime> {
@@ -163,7 +174,6 @@ impl Thread {
         if let Some(thread) = log_thread {
             let _ = thread.join();
         }
-        drop(self.lifetime);
     }
 
     fn report(&self, part: &'static str, panic: &(dyn std::any::Any + Send)) {

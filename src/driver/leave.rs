@@ -4,6 +4,8 @@
 //! - a leader never removes itself while another voter could lead (H1);
 //! - an unknown answer is asked again, of the others, because the leader stops replicating to a
 //!   node that it has removed;
+//! - an answer that was lost is never forgotten: whatever is heard after it, the removal may still
+//!   happen, and the caller is told so;
 //! - the last voter stays.
 
 use std::sync::Arc;
@@ -19,10 +21,12 @@ use crate::types::{Identity, Membership};
 /// Leaves the cluster and ends the node.
 pub(crate) async fn leave(shared: &Arc<Shared>, timeout: Duration) -> Result<()> {
     let deadline = Instant::now() + timeout;
-    shared.set_leaving(true);
+    shared.begin_leaving();
     if let Err(e) = remove_self(shared, deadline).await {
         // What may still happen is no surprise when it does.
-        shared.set_leaving(e.outcome_unknown());
+        if !e.outcome_unknown() {
+            shared.end_leaving();
+        }
         return Err(e);
     }
     linger(shared).await;
@@ -42,6 +46,7 @@ async fn remove_self(shared: &Arc<Shared>, deadline: Instant) -> Result<()> {
     // A new leader that has not heard of everybody yet refuses what it allows a moment later.
     let settled = Instant::now() + shared.config.election_timeout() * 2;
     let mut last = Error::Timeout;
+    let mut lost = None;
     while Instant::now() < deadline {
         // Told by a peer that it was removed: that is what was wanted.
         if shared.was_removed() {
@@ -66,15 +71,15 @@ async fn remove_self(shared: &Arc<Shared>, deadline: Instant) -> Result<()> {
                 if is_removed_elsewhere(shared).await {
                     return Ok(());
                 }
-                last = e;
+                lost = Some(e);
             }
             Err(e @ Error::Membership(_)) if Instant::now() < settled => last = e,
             Err(e) if e.is_retryable() => last = e,
-            Err(e) => return Err(e),
+            Err(e) => return Err(lost.unwrap_or(e)),
         }
         sleep(shared.config.heartbeat).await;
     }
-    Err(last)
+    Err(lost.unwrap_or(last))
 }
 
 /// One attempt; true once this node is no member any more.
@@ -138,4 +143,85 @@ async fn knowing(shared: &Arc<Shared>) -> (usize, usize) {
         })
         .count();
     (know, others.len())
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::driver::inbox::Classes;
+    use crate::driver::shared::View;
+    use crate::types::{ClusterId, ConfState, Incarnation, Member};
+    use bytes::Bytes;
+
+    fn member_of_two() -> Arc<Shared> {
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let shared = Arc::new(Shared::new(Config::default(), logger, |_| Ok(())));
+        let cluster_id = ClusterId::from_u128(9);
+        let member = |n: u64| Member {
+            node_id: n,
+            raft_id: n,
+            incarnation: Incarnation::from_u128(u128::from(n)),
+            addr: format!("n{n}:1"),
+            metadata: Bytes::new(),
+        };
+        shared.set_view(View {
+            identity: Some(Identity {
+                node_id: 1,
+                incarnation: Incarnation::from_u128(1),
+                cluster: Some((cluster_id, 1)),
+                boot: 1,
+            }),
+            membership: Some(Membership {
+                cluster_id,
+                index: 5,
+                conf_state: ConfState { voters: vec![1, 2], ..ConfState::default() },
+                members: vec![member(1), member(2)],
+                next_raft_id: 3,
+            }),
+        });
+        shared
+    }
+
+    /// Answers the removals that are asked for: the first with `first`, the rest with `NoLeader`.
+    async fn answer(shared: Arc<Shared>, first: Error) {
+        let mut first = Some(first);
+        let mut taken = Classes::default();
+        loop {
+            shared.inbox.take(&mut taken);
+            for event in taken.requests.drain(..) {
+                let Event::Change { reply, .. } = event else { panic!("{event:?}") };
+                reply.send(Err(first.take().unwrap_or(Error::NoLeader)));
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_removal_that_may_still_happen_is_not_denied_by_what_is_heard_after_it() {
+        for (first, unknown) in [(Error::unknown("lost"), true), (Error::NoLeader, false)] {
+            let shared = member_of_two();
+            let leader = tokio::spawn(answer(shared.clone(), first));
+            let error = leave(&shared, Duration::from_secs(1)).await.unwrap_err();
+            leader.abort();
+            assert_eq!(error.outcome_unknown(), unknown, "{error}");
+            assert_eq!(shared.is_leaving(), unknown, "its end is a failure unless it was asked");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leave_that_fails_does_not_speak_for_another() {
+        let shared = member_of_two();
+        let other = tokio::spawn({
+            let shared = shared.clone();
+            async move { leave(&shared, Duration::from_secs(60)).await }
+        });
+        tokio::task::yield_now().await;
+        let leader = tokio::spawn(answer(shared.clone(), Error::NoLeader));
+        leave(&shared, Duration::from_secs(1)).await.unwrap_err();
+        assert!(shared.is_leaving(), "the other one may still succeed");
+        leader.abort();
+        other.abort();
+    }
 }

@@ -11,7 +11,8 @@
 //!   returned by `lead` or `join`; nothing unwinds into the host program;
 //! - the supervisor waits for no part for ever: a disk or a Store that hangs delays the end, and
 //!   cannot prevent it;
-//! - dropping the supervisor's future ends every part, too.
+//! - dropping the supervisor's future ends every part, too; the node has not ended before the Store
+//!   is gone, so that it can be opened again.
 
 mod announce;
 pub(crate) mod applier;
@@ -37,7 +38,7 @@ pub(crate) mod wait_for;
 mod wire;
 
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -117,7 +118,7 @@ pub(crate) async fn run<S: Store>(start: Start<S>, host: Host) -> Result<()> {
 }
 
 /// Starts the log thread and the apply task; the order is for the node's thread.
-fn launch<S: Store>(start: Start<S>) -> Result<(Order, JoinHandle<Option<S>>)> {
+fn launch<S: Store>(start: Start<S>) -> Result<(Order, JoinHandle<()>)> {
     let Start { shared, transport, handler, store, boot, storage, addr: _ } = start;
     let Storage { log, snapshots, dir: _ } = storage;
     let seed = match shared.config.seed {
@@ -135,6 +136,12 @@ fn launch<S: Store>(start: Start<S>) -> Result<(Order, JoinHandle<Option<S>>)> {
     };
     let held = boot.store_applied.unwrap_or(0);
     let (apply, applying) = Applier::spawn(&Handle::current(), store, held, &shared.config, parts);
+    // Nobody awaits this when the supervisor is dropped; the node's thread hears of it all the same.
+    let (held, store_gone) = mpsc::channel::<()>();
+    let applying = tokio::spawn(async move {
+        drop(applying.await);
+        drop(held);
+    });
     let snapshotter = Arc::new(Snapshotter::new(
         snapshots,
         shared.inbox.clone(),
@@ -145,7 +152,7 @@ fn launch<S: Store>(start: Start<S>) -> Result<(Order, JoinHandle<Option<S>>)> {
     let forwarder = Forwarder::new(shared.clone(), transport.clone());
     let ports = Ports::new(transport, queue, apply, forwarder, snapshotter);
     let main = Box::new(move || main(shared, boot, seed, ports).boxed_local());
-    Ok((Order { main, log_thread }, applying))
+    Ok((Order { main, log_thread, store_gone }, applying))
 }
 
 /// The event loop, on the node's thread.
@@ -184,13 +191,14 @@ fn has_other_voters(shared: &Shared) -> bool {
     shared.view().membership.as_ref().is_some_and(|m| m.conf_state.voters.len() > 1)
 }
 
+/// How long a part that hangs is waited for.
+fn patience(shared: &Shared) -> Duration {
+    shared.config.request_timeout + GRACE
+}
+
 /// Waits until the parts are gone; a part that hangs is left behind with a warning.
-async fn settle<S>(
-    shared: &Arc<Shared>,
-    ended: oneshot::Receiver<()>,
-    applying: JoinHandle<Option<S>>,
-) {
-    let patience = shared.config.request_timeout + GRACE;
+async fn settle(shared: &Arc<Shared>, ended: oneshot::Receiver<()>, applying: JoinHandle<()>) {
+    let patience = patience(shared);
     if timeout(patience, ended).await.is_err() {
         warn!(shared.logger, "the node's threads hang in the disk and are left behind");
     }

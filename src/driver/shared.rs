@@ -4,7 +4,7 @@
 //! before the node starts, so that a `Mailbox` works early: its requests wait in the inbox.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -84,7 +84,8 @@ pub(crate) struct Shared {
     pub(crate) status: watch::Sender<Status>,
     phase: watch::Sender<Phase>,
     view: RwLock<Arc<View>>,
-    leaving: AtomicBool,
+    /// Calls of `leave` whose removal is under way, or may still happen.
+    leaving: AtomicUsize,
     removed: AtomicBool,
     caller: RwLock<Option<Caller>>,
 }
@@ -102,7 +103,7 @@ impl Shared {
             status: watch::Sender::new(Status::default()),
             phase: watch::Sender::new(Phase::Idle),
             view: RwLock::default(),
-            leaving: AtomicBool::new(false),
+            leaving: AtomicUsize::new(0),
             removed: AtomicBool::new(false),
             caller: RwLock::default(),
         }
@@ -150,11 +151,16 @@ impl Shared {
 
     /// Whether this node asked to be removed, so that its removal is no failure.
     pub(crate) fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Acquire)
+        self.leaving.load(Ordering::Acquire) > 0
     }
 
-    pub(crate) fn set_leaving(&self, leaving: bool) {
-        self.leaving.store(leaving, Ordering::Release);
+    pub(crate) fn begin_leaving(&self) {
+        self.leaving.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A call of `leave` that failed for certain takes its [`Shared::begin_leaving`] back.
+    pub(crate) fn end_leaving(&self) {
+        self.leaving.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Whether a member has said that this node was removed.

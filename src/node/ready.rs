@@ -142,7 +142,7 @@ impl Node {
             self.snapshot_recorded(meta);
         }
         if self.gate <= self.pipeline.durable() {
-            self.out.append(&mut self.held);
+            self.for_store.append(&mut self.held);
         }
         self.route(released.messages);
     }

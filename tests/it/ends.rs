@@ -134,6 +134,58 @@ async fn dropping_the_future_frees_port_directory_and_callers() {
     again.task.await.unwrap().unwrap();
 }
 
+/// A Store that is durable by itself must not be opened again while the old one still applies: it
+/// would apply twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_dropped_future_the_node_has_not_ended_before_its_store() {
+    let root = tempfile::tempdir().unwrap();
+    let (go, held) = (Arc::new(Semaphore::new(0)), Arc::new(()));
+    let store = Slow { go: go.clone(), _held: held.clone() };
+    let config = Config { data_dir: Some(root.path().to_owned()), ..config() };
+    let raft = Raft::new("127.0.0.1:0", store, logger(), config).unwrap();
+    let mailbox = raft.mailbox();
+    let node = tokio::spawn(raft.lead(1));
+    let call = tokio::spawn({
+        let mailbox = mailbox.clone();
+        async move { mailbox.propose("x").await }
+    });
+    mailbox.wait_for(|s| s.commit > 2).await.unwrap();
+    node.abort();
+    let _ = node.await;
+    let mut end = std::pin::pin!(mailbox.shutdown());
+    let early = tokio::time::timeout(Duration::from_millis(300), end.as_mut()).await;
+    assert!(early.is_err(), "the node has ended before its store");
+    go.add_permits(1);
+    end.await.unwrap();
+    assert_eq!(Arc::strong_count(&held), 1, "the store is gone");
+    call.await.unwrap().unwrap();
+}
+
+struct Slow {
+    go: Arc<Semaphore>,
+    _held: Arc<()>,
+}
+
+#[async_trait]
+impl Store for Slow {
+    async fn apply(&mut self, _message: &[u8]) -> Result<Vec<u8>> {
+        drop(self.go.acquire().await);
+        Ok(Vec::new())
+    }
+
+    async fn query(&self, _query: &[u8]) -> Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+
+    async fn snapshot(&self) -> Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+
+    async fn restore(&mut self, _snapshot: &[u8]) -> Result<()> {
+        Ok(())
+    }
+}
+
 #[tokio::test]
 async fn calls_before_the_start_wait_and_those_of_a_dropped_node_are_refused() {
     let raft = Raft::new("127.0.0.1:0", Journal::default(), logger(), config()).unwrap();
