@@ -95,6 +95,8 @@ pub(crate) struct EventLoop {
     backlog: VecDeque<Event>,
     effects: Vec<Effect>,
     drain_until: Option<Instant>,
+    /// Jobs of this turn, in order.
+    for_store: Vec<Job>,
     /// Appends were handed to the transport since the log was woken.
     sent_appends: bool,
     /// It has applied its own removal.
@@ -113,6 +115,7 @@ impl EventLoop {
             backlog: VecDeque::new(),
             effects: Vec::new(),
             drain_until: None,
+            for_store: Vec::new(),
             sent_appends: false,
             departs: false,
         }
@@ -135,7 +138,7 @@ impl EventLoop {
     /// Turn after turn, until the order to stop was carried out.
     async fn turns(&mut self) -> Result<Stop, Error> {
         self.dispatch()?;
-        self.wake_log().await;
+        self.follow_up().await;
         loop {
             self.shared.inbox.turn(self.ticks.next, !self.backlog.is_empty()).await;
             self.shared.inbox.take(&mut self.taken);
@@ -146,11 +149,11 @@ impl EventLoop {
             }
             self.feed();
             self.dispatch()?;
-            self.wake_log().await;
+            self.follow_up().await;
             if self.ticks.is_due(Instant::now()) {
                 self.node.handle(Event::Tick);
                 self.dispatch()?;
-                self.wake_log().await;
+                self.follow_up().await;
             }
             if self.is_drained() {
                 return Ok(Stop::Drain);
@@ -158,14 +161,15 @@ impl EventLoop {
         }
     }
 
-    /// Wakes the log thread; appends to peers reach the network before that, because a wake-up
-    /// costs as much as sending them, and their way is longer than that to the own disk.
-    async fn wake_log(&mut self) {
-        if self.ports.log.is_asleep() {
-            if std::mem::take(&mut self.sent_appends) {
-                tokio::task::yield_now().await;
-            }
-            self.ports.log.wake();
+    /// After a dispatch: the network, then the log, then the Store. A wake-up of another thread
+    /// costs as much as sending to all peers; and a leader's own disk is nearer than theirs.
+    async fn follow_up(&mut self) {
+        if std::mem::take(&mut self.sent_appends) && self.ports.log.is_asleep() {
+            tokio::task::yield_now().await;
+        }
+        self.ports.log.wake();
+        for job in self.for_store.drain(..) {
+            self.ports.apply.push(job);
         }
     }
 
@@ -213,12 +217,12 @@ impl EventLoop {
                 ports.transport.send(messages);
             }
             Effect::Persist { number, batch } => ports.log.append(number, batch),
-            Effect::Apply(entries) => ports.apply.push(Job::Apply(entries)),
-            Effect::Query(reads) => ports.apply.push(Job::Query(reads)),
+            Effect::Apply(entries) => self.for_store.push(Job::Apply(entries)),
+            Effect::Query(reads) => self.for_store.push(Job::Query(reads)),
             Effect::Capture { position, membership } => {
-                ports.apply.push(Job::Capture { position, membership });
+                self.for_store.push(Job::Capture { position, membership });
             }
-            Effect::Install { meta } => ports.apply.push(Job::Install { meta }),
+            Effect::Install { meta } => self.for_store.push(Job::Install { meta }),
             Effect::SendSnapshot { to, message } => ports.snapshotter.send(to, message),
             Effect::Compact { through, keep_snapshot } => {
                 ports.log.compact(through);

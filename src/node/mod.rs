@@ -101,8 +101,8 @@ pub(crate) struct Node {
     /// Effects for the Store wait until this batch is durable (R7).
     gate: u64,
     held: Vec<Effect>,
-    /// Effects for the Store: last in a poll, so that the Store's wake-up delays neither the
-    /// network nor the disk.
+    /// Effects for the Store: last in a poll, because the network and the disk go first and are
+    /// not delayed by the wake-up of the Store.
     for_store: Vec<Effect>,
     out: Vec<Effect>,
     stopping: bool,
