@@ -39,6 +39,10 @@ pub enum Error {
     /// [`Error::rejected`], or by `?` from `String`, `&str` and `bincode::Error`.
     #[error("rejected by the store: {0}")]
     Rejected(String),
+    /// `Store::check` refused the command before anything was appended, or a query panicked.
+    /// Not applied. Correct the bytes.
+    #[error("invalid: {0}")]
+    Invalid(String),
     /// This replica's Store is broken. From `apply` or `restore` it stops the node. Build it with
     /// [`Error::fatal`], or by `?` from `std::io::Error` and boxed errors.
     #[error("the store failed: {0}")]
@@ -251,6 +255,7 @@ impl Error {
             | Self::Internal { .. } => Outcome::Unknown,
             Self::NotLeader { .. }
             | Self::NoLeader
+            | Self::Invalid(_)
             | Self::Dropped
             | Self::Overloaded { .. }
             | Self::TooLarge { .. }

@@ -283,7 +283,11 @@ impl Mailbox {
         if size > limit {
             return Err(Error::TooLarge { size, limit });
         }
-        (self.shared.check)(&data)?;
+        (self.shared.check)(&data).map_err(|e| match e {
+            // Nothing was appended: not the rejection of an applied command.
+            Error::Rejected(reason) => Error::Invalid(reason),
+            other => other,
+        })?;
         self.shared.post(size, |reply| Event::Propose(Proposal { data, reply }))
     }
 

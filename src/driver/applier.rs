@@ -392,7 +392,7 @@ impl<S: Store> Task<S> {
 
 fn send_query_answer(reply: Reply<Applied>, index: Index, answer: Result<Result<Vec<u8>>, Panic>) {
     // A query changes nothing, so a panic in one concerns its caller only.
-    let answer = answer.unwrap_or_else(|panic| Err(Error::Rejected(panicked("query", &*panic))));
+    let answer = answer.unwrap_or_else(|panic| Err(Error::Invalid(panicked("query", &*panic))));
     reply.send(answer.map(|data| Applied { index, data }));
 }
 

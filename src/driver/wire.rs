@@ -24,6 +24,7 @@ pub(crate) fn refuse(error: &Error, leader: Option<Leader>) -> pb::Refused {
         Error::WrongCluster(_) => Code::WrongCluster,
         Error::Timeout => Code::Timeout,
         Error::Rejected(_)
+        | Error::Invalid(_)
         | Error::Removed { .. }
         | Error::ClusterExists { .. }
         | Error::Config { .. }

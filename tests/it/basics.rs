@@ -77,7 +77,9 @@ async fn what_the_store_does_not_accept_never_enters_the_log() {
     let node = tokio::spawn(raft.lead(1));
     assert_eq!(mailbox.propose("text").await.unwrap(), b"applied");
     let before = mailbox.status().await.unwrap().last_index;
-    assert!(matches!(mailbox.propose(vec![0xff]).await, Err(Error::Rejected(_))));
+    let refused = mailbox.propose(vec![0xff]).await.unwrap_err();
+    assert!(matches!(refused, Error::Invalid(_)), "{refused}");
+    assert_eq!(refused.outcome(), raftline::Outcome::NotApplied);
     assert_eq!(mailbox.status().await.unwrap().last_index, before);
     mailbox.shutdown().await.unwrap();
     node.await.unwrap().unwrap();
