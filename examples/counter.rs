@@ -5,13 +5,13 @@
 
 use std::net::TcpListener;
 
-use raftline::{Config, Mailbox, Raft, Result, Store};
+use raftline::{Config, Mailbox, Raft, Result, Store, async_trait};
 use tokio::task::JoinHandle;
 
 /// The state machine: a number that commands add to.
 struct Counter(u64);
 
-#[async_trait::async_trait]
+#[async_trait]
 impl Store for Counter {
     async fn apply(&mut self, message: &[u8]) -> Result<Vec<u8>> {
         let step = std::str::from_utf8(message).ok().and_then(|text| text.parse::<u64>().ok());

@@ -34,9 +34,10 @@ pub struct Leader {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The Store refused the command; it counts as applied on every replica. Build it with
+    /// The Store refused the command; it counts as applied on every replica. Or it refused a
+    /// query, which changed nothing. Build it with
     /// [`Error::rejected`], or by `?` from `String`, `&str` and `bincode::Error`.
-    #[error("the store rejected the command: {0}")]
+    #[error("rejected by the store: {0}")]
     Rejected(String),
     /// This replica's Store is broken. From `apply` or `restore` it stops the node. Build it with
     /// [`Error::fatal`], or by `?` from `std::io::Error` and boxed errors.
@@ -67,7 +68,10 @@ pub enum Error {
     },
     /// The command is larger than `Config::max_entry_size`. Not applied. Split it or raise the
     /// bound on every node.
-    #[error("a command of {size} bytes is over the limit of {limit} bytes (max_entry_size)")]
+    #[error(
+        "a command of {size} bytes is over the limit of {limit} bytes; split it, or raise \
+         max_entry_size on every node"
+    )]
     TooLarge {
         /// Its size in bytes.
         size: u64,
@@ -77,8 +81,9 @@ pub enum Error {
     /// The node is shutting down. Not applied.
     #[error("the node is shutting down")]
     ShuttingDown,
-    /// The deadline passed before the request was handed to the log. Not applied.
-    #[error("timed out before anything was appended")]
+    /// The deadline passed before the request was handed to the log. Not applied. Try again; if it
+    /// persists, `Status::health` may tell why.
+    #[error("timed out before anything was appended; it did not take effect")]
     Timeout,
     /// The command was appended, and then its fate was lost sight of. It may take effect. Read
     /// the state before trying again.

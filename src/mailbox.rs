@@ -91,7 +91,7 @@ impl Mailbox {
     /// As [`Mailbox::propose`].
     pub async fn propose_indexed(&self, message: impl Into<Bytes>) -> Result<Answer> {
         let waiter = self.submit(message.into())?;
-        Ok(waiter.wait(self.timeout).await?.into())
+        Ok(self.explain(waiter.wait(self.timeout).await)?.into())
     }
 
     /// Replicates many commands at once, in order; each has an outcome of its own.
@@ -105,7 +105,7 @@ impl Mailbox {
         for waiter in waiters {
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
             outcomes.push(match waiter {
-                Ok(waiter) => waiter.wait(left).await.map(|a| a.data),
+                Ok(waiter) => self.explain(waiter.wait(left).await).map(|a| a.data),
                 Err(e) => Err(e),
             });
         }
@@ -180,7 +180,7 @@ impl Mailbox {
     }
 
     async fn change(&self, change: Change) -> Result<Changed> {
-        self.ask(SMALL, |reply| Event::Change { change, reply }).await
+        self.explain(self.ask(SMALL, |reply| Event::Change { change, reply }).await)
     }
 
     /// The members, at least as new as every change acknowledged before the call.
@@ -289,7 +289,22 @@ impl Mailbox {
 
     async fn read(&self, query: Option<Vec<u8>>, freshness: Freshness) -> Result<Applied> {
         let size = query.as_ref().map_or(0, Vec::len) as u64;
-        self.ask(size, |reply| Event::Read(Read { query, freshness, reply })).await
+        let needs_leader = freshness == Freshness::Linearizable;
+        let read = self.ask(size, |reply| Event::Read(Read { query, freshness, reply })).await;
+        if needs_leader { self.explain(read) } else { read }
+    }
+
+    /// Where the deadline passed and nobody leads, that is what the caller can act upon.
+    fn explain<T>(&self, result: Result<T>) -> Result<T> {
+        let leaderless = || {
+            let status = self.shared.status.borrow();
+            let running = !matches!(status.role, Role::Starting | Role::Stopped);
+            running && status.leader_id == 0
+        };
+        match result {
+            Err(Error::Timeout) if leaderless() => Err(Error::NoLeader),
+            result => result,
+        }
     }
 
     async fn ask<T>(&self, bytes: u64, event: impl FnOnce(Reply<T>) -> Event) -> Result<T> {

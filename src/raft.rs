@@ -10,7 +10,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use slog::{Logger, info};
+use slog::{Logger, error, info, warn};
 
 use crate::config::{Config, Durability};
 use crate::driver::boot::{Opened, Storage};
@@ -197,7 +197,8 @@ impl<S: Store> Raft<S> {
     /// one with data resumes. `addr` is where peers reach this node.
     ///
     /// # Errors
-    /// `Membership` when the cluster refuses it for good; else what the node could not start or
+    /// `Membership` when the cluster refuses it for good; `Config` when an empty node is given no
+    /// address but its own; else what the node could not start or
     /// go on with. While nobody answers, it asks again.
     ///
     /// # Cancel safety
@@ -214,7 +215,18 @@ impl<S: Store> Raft<S> {
         self.run(id, Some(addr), Entry::Join { known: vec![leader_addr] })
     }
 
+    /// Runs the node and logs how it ended: the future is often spawned and looked at late.
     async fn run(self, id: NodeId, addr: Option<String>, entry: Entry) -> Result<()> {
+        let logger = self.core.shared.logger.clone();
+        let ended = self.run_to_end(id, addr, entry).await;
+        match &ended {
+            Ok(()) => info!(logger, "ended"; "node" => id),
+            Err(e) => error!(logger, "ended by a failure"; "node" => id, "error" => %e),
+        }
+        ended
+    }
+
+    async fn run_to_end(self, id: NodeId, addr: Option<String>, entry: Entry) -> Result<()> {
         let core = self.core;
         let shared = core.shared.clone();
         let _abort = AbortOnDrop(shared.clone());
@@ -308,6 +320,10 @@ async fn enter(
     mut known: Vec<String>,
 ) -> Result<Opened> {
     if let Some((cluster, _)) = opened.identity.cluster {
+        if let Entry::Join { known: first } = &entry {
+            let asked = unique(first.iter().cloned(), addr);
+            drop(tokio::spawn(warn_of_another(shared.clone(), caller.clone(), asked, cluster)));
+        }
         if opened.recovered.membership.is_none() {
             if let Entry::Join { known: first } = entry {
                 known.extend(first);
@@ -341,6 +357,13 @@ async fn enter(
                 });
             }
             let known = unique(first.into_iter().chain(known), addr);
+            if known.is_empty() {
+                let reason = format!(
+                    "{addr} is where this node itself is reached; give the address of another \
+                     member, or found a cluster with lead"
+                );
+                return Err(Error::Config { field: "leader_addr", reason });
+            }
             let joined = joining::join(shared, caller, &opened.identity, addr, &known).await?;
             let (cluster, raft_id) = (joined.cluster_id, joined.raft_id);
             let opened = blocking(move || opened.belong(cluster, raft_id).map(|()| opened)).await?;
@@ -370,6 +393,20 @@ fn meet(shared: &Shared, caller: &Caller, opened: &Opened, membership: Membershi
     let view = View { identity: Some(opened.identity), membership: Some(membership) };
     caller.set_peers(&view);
     shared.set_view(view);
+}
+
+/// Says so when a node with data was told to join another cluster than its own: it resumes its
+/// own, which may be one that was founded by mistake.
+async fn warn_of_another(shared: Arc<Shared>, caller: Caller, addrs: Vec<String>, own: ClusterId) {
+    let found = tokio::select! {
+        () = shared.reached(Phase::Stopping) => return,
+        found = joining::find_cluster(&caller, &addrs, shared.config.request_timeout) => found,
+    };
+    if let Some((addr, theirs)) = found.filter(|(_, theirs)| *theirs != own) {
+        warn!(shared.logger, "the data directory belongs to another cluster than the address given \
+            to join; it resumes its own. To enter the other, start with an empty data directory";
+            "addr" => addr, "own" => %own, "other" => %theirs);
+    }
 }
 
 fn unique(addrs: impl Iterator<Item = String>, own: &str) -> Vec<String> {

@@ -110,7 +110,7 @@ pub trait Store: Send + Sync + 'static {
 }
 
 /// What to do about a command that makes the Store panic or fail.
-pub(crate) const SKIP_REMEDY: &str = "mend the Store and restart; if every replica fails at this \
+pub(crate) const SKIP_REMEDY: &str = "Mend the Store and restart; if every replica fails at this \
     index, list it in Config::skip_apply alike on every node";
 
 /// The message of a panic.

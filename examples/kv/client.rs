@@ -90,6 +90,25 @@ impl Client {
     }
 }
 
+/// Makes sure that somebody listens behind one of these addresses: one who mistyped an address
+/// should not wait as patiently as one whose node is being restarted.
+///
+/// # Errors
+/// When nobody does.
+pub(crate) async fn any_reachable(nodes: &[String]) -> Result<(), Failure> {
+    let mut problems = Vec::new();
+    for node in nodes {
+        match timeout(DEADLINE, connect(node)).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(e)) => problems.push(e.to_string()),
+            Err(_) => problems.push(format!("{node} did not answer within {DEADLINE:?}")),
+        }
+    }
+    let problems = problems.join("; ");
+    Err(format!("{problems}. Start a node there, or give the --http-addr of one with --node")
+        .into())
+}
+
 async fn connect(addr: &str) -> Result<BufReader<TcpStream>, Failure> {
     let stream =
         TcpStream::connect(addr).await.map_err(|e| format!("cannot connect to {addr}: {e}"))?;
@@ -127,4 +146,20 @@ async fn read_response(stream: &mut BufReader<TcpStream>) -> Result<Response, Fa
         }
     }
     Err("answer with too many headers".into())
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_listening_is_told_with_the_remedy() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        any_reachable(&["127.0.0.1:0".to_owned(), addr.clone()]).await.unwrap();
+        drop(listener);
+        let error = any_reachable(std::slice::from_ref(&addr)).await.unwrap_err().to_string();
+        assert!(error.contains(&addr) && error.contains("--http-addr"), "{error}");
+    }
 }

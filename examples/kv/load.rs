@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::JoinSet;
 
 use crate::Failure;
-use crate::client::Client;
+use crate::client::{self, Client};
 use crate::text::Text;
 
 /// A line that cannot be written for this long fails the load.
@@ -49,6 +49,7 @@ pub(crate) struct Progress {
 /// When a line could not be written.
 pub(crate) async fn run(flags: Flags) -> Result<(), Failure> {
     let text = Text::read(&flags.file)?;
+    client::any_reachable(&flags.node).await?;
     let progress = Arc::new(Progress::default());
     let took = write(&text, &flags.node, flags.clients, &progress).await?;
     println!("{}", summary(&text, &progress, took));

@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use tokio::task::JoinSet;
 
 use crate::Failure;
-use crate::client::Client;
+use crate::client::{self, Client};
 use crate::load::bar;
 use crate::text::Text;
 
@@ -49,6 +49,7 @@ pub(crate) async fn run(flags: Flags) -> Result<(), Failure> {
     let text = Text::read(&flags.file)?;
     let mut bad = 0;
     for node in &flags.node {
+        client::any_reachable(std::slice::from_ref(node)).await?;
         let (found, took) = read_back(&text, node, flags.stale, flags.clients).await?;
         let rate = text.len() as f64 / took.as_secs_f64();
         println!(

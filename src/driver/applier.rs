@@ -46,7 +46,7 @@ use crate::types::{Index, Membership, Position, SnapshotMeta};
 const WORK_PER_TURN: usize = 4096;
 
 const RESTORE_REMEDY: &str =
-    "mend the Store and restart: the snapshot is kept and will be restored again";
+    "Mend the Store and restart: the snapshot is kept and will be restored again";
 
 /// What the apply task does; the effects of the same names.
 #[derive(Debug)]
@@ -268,7 +268,7 @@ impl<S: Store> Task<S> {
         self.applied = last;
         self.lag.entries.fetch_sub(counts.len() as u64, Ordering::Relaxed);
         self.lag.bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
-        self.parts.inbox.complete(Event::Applied { index: last });
+        self.parts.inbox.applied(last);
         self.breathe().await;
         Ok(counts.len())
     }

@@ -3,7 +3,8 @@
 //! It runs on a thread of its own with a current-thread runtime that also hosts the tasks of the
 //! transport and the snapshotter, so that neither user code nor another runtime's load can stall
 //! a heartbeat. Invariants:
-//! - exactly one await: the inbox, which ends at the tick at the latest (R13);
+//! - it awaits the inbox alone, which ends at the tick at the latest (R13), and yields once
+//!   between its appends to the network and its wake-up of the log;
 //! - per turn: completions, messages, requests, and last at most one tick, if due (H15);
 //! - every effect is dispatched, none is awaited: disk, network and Store are elsewhere (R12);
 //! - requests beyond a turn's budget wait here, in order, bounded by their permits.
@@ -26,7 +27,7 @@ use crate::node::Node;
 use crate::node::effect::Effect;
 use crate::node::event::Event;
 use crate::transport::Transport;
-use crate::types::Membership;
+use crate::types::{Membership, Message};
 
 /// Requests that the node takes in one turn; the rest waits for the next.
 const REQUESTS_PER_TURN: usize = 8192;
@@ -94,6 +95,10 @@ pub(crate) struct EventLoop {
     backlog: VecDeque<Event>,
     effects: Vec<Effect>,
     drain_until: Option<Instant>,
+    /// Jobs of this turn, in order.
+    for_store: Vec<Job>,
+    /// Appends were handed to the transport since the log was woken.
+    sent_appends: bool,
     /// It has applied its own removal.
     departs: bool,
 }
@@ -110,6 +115,8 @@ impl EventLoop {
             backlog: VecDeque::new(),
             effects: Vec::new(),
             drain_until: None,
+            for_store: Vec::new(),
+            sent_appends: false,
             departs: false,
         }
     }
@@ -131,6 +138,7 @@ impl EventLoop {
     /// Turn after turn, until the order to stop was carried out.
     async fn turns(&mut self) -> Result<Stop, Error> {
         self.dispatch()?;
+        self.follow_up().await;
         loop {
             self.shared.inbox.turn(self.ticks.next, !self.backlog.is_empty()).await;
             self.shared.inbox.take(&mut self.taken);
@@ -141,13 +149,27 @@ impl EventLoop {
             }
             self.feed();
             self.dispatch()?;
+            self.follow_up().await;
             if self.ticks.is_due(Instant::now()) {
                 self.node.handle(Event::Tick);
                 self.dispatch()?;
+                self.follow_up().await;
             }
             if self.is_drained() {
                 return Ok(Stop::Drain);
             }
+        }
+    }
+
+    /// After a dispatch: the network, then the log, then the Store. A wake-up of another thread
+    /// costs as much as sending to all peers; and a leader's own disk is nearer than theirs.
+    async fn follow_up(&mut self) {
+        if std::mem::take(&mut self.sent_appends) && self.ports.log.is_asleep() {
+            tokio::task::yield_now().await;
+        }
+        self.ports.log.wake();
+        for job in self.for_store.drain(..) {
+            self.ports.apply.push(job);
         }
     }
 
@@ -190,14 +212,17 @@ impl EventLoop {
     fn carry_out(&mut self, effect: Effect) -> Result<(), Error> {
         let ports = &self.ports;
         match effect {
-            Effect::Send(messages) => ports.transport.send(messages),
-            Effect::Persist { number, batch } => ports.log.append(number, batch),
-            Effect::Apply(entries) => ports.apply.push(Job::Apply(entries)),
-            Effect::Query(reads) => ports.apply.push(Job::Query(reads)),
-            Effect::Capture { position, membership } => {
-                ports.apply.push(Job::Capture { position, membership });
+            Effect::Send(messages) => {
+                self.sent_appends |= messages.iter().any(Message::is_bulk);
+                ports.transport.send(messages);
             }
-            Effect::Install { meta } => ports.apply.push(Job::Install { meta }),
+            Effect::Persist { number, batch } => ports.log.append(number, batch),
+            Effect::Apply(entries) => self.for_store.push(Job::Apply(entries)),
+            Effect::Query(reads) => self.for_store.push(Job::Query(reads)),
+            Effect::Capture { position, membership } => {
+                self.for_store.push(Job::Capture { position, membership });
+            }
+            Effect::Install { meta } => self.for_store.push(Job::Install { meta }),
             Effect::SendSnapshot { to, message } => ports.snapshotter.send(to, message),
             Effect::Compact { through, keep_snapshot } => {
                 ports.log.compact(through);

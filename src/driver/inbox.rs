@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::node::event::Event;
-use crate::types::{Message, RaftId};
+use crate::types::{Index, Message, RaftId};
 
 /// Bytes of peers' messages that may wait for the loop.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -42,21 +42,20 @@ pub(crate) struct Classes {
     pub(crate) requests: Vec<Event>,
     message_bytes: usize,
     closed: bool,
-}
-
-impl Classes {
-    fn is_empty(&self) -> bool {
-        self.stop.is_none()
-            && self.completions.is_empty()
-            && self.messages.is_empty()
-            && self.requests.is_empty()
-    }
+    /// Something is there that the loop must be awake for.
+    news: bool,
 }
 
 impl Inbox {
     /// Posts something that was done.
     pub(crate) fn complete(&self, event: Event) {
         self.post(|c| c.completions.push(event));
+    }
+
+    /// Tells what the Store has applied. Does not wake the loop, which learns of it on its next
+    /// turn, at the tick at the latest: a wake-up for every batch would cost more than it tells.
+    pub(crate) fn applied(&self, index: Index) {
+        self.lock().completions.push(Event::Applied { index });
     }
 
     /// Posts messages of an admitted peer; false when the bound dropped them.
@@ -102,7 +101,7 @@ impl Inbox {
     /// already (`busy`: the loop kept some), the other tasks of the runtime get one turn, so that
     /// every ready socket is served before the loop runs again.
     pub(crate) async fn turn(&self, tick: Instant, busy: bool) {
-        if busy || !self.lock().is_empty() {
+        if busy || self.lock().news {
             tokio::task::yield_now().await;
             return;
         }
@@ -113,7 +112,7 @@ impl Inbox {
     async fn wait(&self) {
         loop {
             let woken = self.wake.notified();
-            if !self.lock().is_empty() {
+            if self.lock().news {
                 return;
             }
             woken.await;
@@ -128,14 +127,15 @@ impl Inbox {
         mem::swap(&mut c.messages, &mut into.messages);
         mem::swap(&mut c.requests, &mut into.requests);
         c.message_bytes = 0;
+        c.news = false;
     }
 
     fn post<R>(&self, put: impl FnOnce(&mut Classes) -> R) -> R {
         let mut c = self.lock();
-        let was_empty = c.is_empty();
         let result = put(&mut c);
+        let asleep = !mem::replace(&mut c.news, true);
         drop(c);
-        if was_empty {
+        if asleep {
             self.wake.notify_one();
         }
         result

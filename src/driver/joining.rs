@@ -47,10 +47,8 @@ pub(crate) async fn find_cluster(
         .find_map(|(addr, info)| Some((addr, ClusterId::from_slice(&info.cluster_id)?)))
 }
 
-/// The leader of the cluster behind these addresses; None when there is no cluster.
-///
-/// # Errors
-/// `NoLeader` when there is a cluster that names no leader until the deadline.
+/// The leader of the cluster behind these addresses, or any member of it when it names no leader
+/// until the deadline; None when there is no cluster.
 pub(crate) async fn find_leader(
     caller: &Caller,
     addrs: &[String],

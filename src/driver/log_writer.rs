@@ -40,6 +40,8 @@ pub(crate) enum Close {
 struct State {
     jobs: Vec<Job>,
     close: Option<Close>,
+    /// Jobs are there, and the thread may be waiting.
+    asleep: bool,
 }
 
 /// The way to the log thread; pushing never blocks.
@@ -50,14 +52,28 @@ pub(crate) struct LogQueue {
 }
 
 impl LogQueue {
-    /// Queues a batch; `Persisted` with its number, or a later one, follows.
+    /// Queues a batch; `Persisted` with its number, or a later one, follows, once
+    /// [`LogQueue::wake`] was called.
     pub(crate) fn append(&self, number: u64, batch: LogBatch) {
         self.push(Job::Append { number, batch });
     }
 
-    /// Queues a compaction.
+    /// Queues a compaction, which waits for [`LogQueue::wake`], too.
     pub(crate) fn compact(&self, through: Position) {
         self.push(Job::Compact(through));
+    }
+
+    /// Whether something was queued that the log thread has not been woken for.
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.lock().asleep
+    }
+
+    /// Wakes the log thread for what was queued.
+    pub(crate) fn wake(&self) {
+        let asleep = mem::take(&mut self.lock().asleep);
+        if asleep {
+            self.wake.notify_one();
+        }
     }
 
     /// Ends the log thread; the first order counts.
@@ -71,12 +87,8 @@ impl LogQueue {
         if state.close.is_some() {
             return;
         }
-        let was_empty = state.jobs.is_empty();
+        state.asleep |= state.jobs.is_empty();
         state.jobs.push(job);
-        drop(state);
-        if was_empty {
-            self.wake.notify_one();
-        }
     }
 
     /// Waits for work; the order to close comes with the last of it.

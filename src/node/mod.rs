@@ -101,6 +101,9 @@ pub(crate) struct Node {
     /// Effects for the Store wait until this batch is durable (R7).
     gate: u64,
     held: Vec<Effect>,
+    /// Effects for the Store: last in a poll, because the network and the disk go first and are
+    /// not delayed by the wake-up of the Store.
+    for_store: Vec<Effect>,
     out: Vec<Effect>,
     stopping: bool,
     failed: bool,
@@ -171,6 +174,7 @@ impl Node {
             }
         }
         out.append(&mut self.out);
+        out.append(&mut self.for_store);
     }
 
     fn on_tick(&mut self) {
@@ -187,7 +191,8 @@ impl Node {
         self.proposals.sweep();
         self.changes.sweep();
         self.reads.sweep();
-        self.reads.retry_asked_before(self.tick.saturating_sub(self.limits.election_tick));
+        // A leader drops a round that reaches it before its first commit: asked again soon.
+        self.reads.retry_asked_before(self.tick.saturating_sub(2 * self.limits.heartbeat_tick));
         self.expire_transfer();
         self.watch_transfers();
         self.promote_learner();
@@ -326,7 +331,7 @@ impl Node {
         if self.gate > self.pipeline.durable() {
             self.held.push(effect);
         } else {
-            self.out.push(effect);
+            self.for_store.push(effect);
         }
     }
 

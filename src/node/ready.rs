@@ -8,7 +8,9 @@ use super::envelope::{self, Envelope};
 use super::pipeline::{Pending, Released};
 use crate::error::{Error, StorageError};
 use crate::log::{LogBatch, SnapshotRecord};
-use crate::types::{Entry, EntryKind, HardState, Index, Message, Position, SnapshotMeta};
+use crate::types::{
+    Entry, EntryKind, HardState, Index, Message, NodeId, Position, RaftId, SnapshotMeta,
+};
 
 impl Node {
     /// Takes one Ready, in this order:
@@ -140,7 +142,7 @@ impl Node {
             self.snapshot_recorded(meta);
         }
         if self.gate <= self.pipeline.durable() {
-            self.out.append(&mut self.held);
+            self.for_store.append(&mut self.held);
         }
         self.route(released.messages);
     }
@@ -210,7 +212,7 @@ impl Node {
                 Err(reason) => Err(Error::StoreFailed {
                     index: entry.index,
                     reason,
-                    remedy: "nothing was lost; start this node with the newer release",
+                    remedy: "Nothing was lost; start this node with the newer release",
                 }),
             },
         }
@@ -218,9 +220,14 @@ impl Node {
 
     fn membership_changed(&mut self, at: Position) {
         let Some(m) = self.membership.clone() else { return };
+        // People know node ids only.
+        let nodes = |ids: &[RaftId]| {
+            let mut nodes: Vec<NodeId> = ids.iter().map(|id| self.node_of(*id)).collect();
+            nodes.sort_unstable();
+            nodes
+        };
         slog::info!(self.logger, "membership changed"; "index" => at.index,
-            "members" => m.members.len(), "voters" => ?m.conf_state.voters,
-            "learners" => ?m.conf_state.learners);
+            "voters" => ?nodes(&m.conf_state.voters), "learners" => ?nodes(&m.conf_state.learners));
         self.out.push(Effect::SetPeers(m));
         self.status_changed = true;
     }

@@ -90,9 +90,9 @@ impl Node {
         let alive = members.iter().filter(|m| m.voter && !quiet(m)).count();
         let spare = alive.saturating_sub(voters / 2 + 1);
         if lost.is_empty() {
-            format!("healthy: every member is reachable; {spare} voters may fail")
+            format!("healthy: every member is reachable; voters that may fail: {spare}")
         } else {
-            format!("not heard from: {lost:?}; {spare} more voters may fail")
+            format!("not heard from: {lost:?}; voters that may fail besides: {spare}")
         }
     }
 

@@ -123,6 +123,7 @@ impl Node {
             incoming: None,
             gate: 0,
             held: Vec::new(),
+            for_store: Vec::new(),
             out: Vec::new(),
             stopping: false,
             failed: false,
@@ -141,7 +142,7 @@ impl Node {
         }
         if let Some(meta) = install {
             self.installing = Some(meta.position.index);
-            self.out.push(Effect::Install { meta });
+            self.for_store.push(Effect::Install { meta });
         }
         // What is committed already is applied before the first tick: a campaign looks at it.
         while self.raw.has_ready() {

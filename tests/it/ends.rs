@@ -6,10 +6,11 @@ use std::time::Duration;
 use futures::FutureExt;
 use raftline::testing::cluster::Cluster;
 use raftline::{Config, Error, Raft, Result, Store, async_trait};
+use slog::Logger;
 use tokio::sync::Semaphore;
 
 use crate::grpc::Node;
-use crate::support::{Journal, config, logger};
+use crate::support::{Journal, Lines, config, logger};
 
 /// Fails, panics or hangs as it is told.
 struct Broken {
@@ -213,6 +214,32 @@ fn a_node_is_built_outside_a_runtime_and_bad_values_are_named() {
     assert!(matches!(error, Error::Config { field: "heartbeat", .. }), "{error}");
     let error = raft.lead(1).now_or_never().unwrap().unwrap_err();
     assert!(error.to_string().contains("tokio runtime"), "{error}");
+}
+
+#[tokio::test]
+async fn an_empty_node_that_is_sent_to_itself_says_so_at_once() {
+    let root = tempfile::tempdir().unwrap();
+    let durable = Config { data_dir: Some(root.path().join("n")), ..config() };
+    let raft = Raft::new("127.0.0.1:0", Journal::default(), logger(), durable).unwrap();
+    let own = raft.listen_addr().unwrap().to_owned();
+    let joining = raft.join(1, own.clone(), None, own.clone());
+    let ended = tokio::time::timeout(config().request_timeout, joining).await.unwrap();
+    let error = ended.unwrap_err();
+    assert!(matches!(error, Error::Config { field: "leader_addr", .. }), "{error}");
+    assert!(error.to_string().contains(&own), "{error}");
+}
+
+#[tokio::test]
+async fn a_failure_that_ends_a_node_is_logged() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::write(root.path().join("notes.txt"), "mine").unwrap();
+    let lines = Lines::default();
+    let config = Config { data_dir: Some(root.path().to_owned()), ..config() };
+    let logger = Logger::root(lines.clone(), slog::o!());
+    let raft = Raft::new("127.0.0.1:0", Journal::default(), logger, config).unwrap();
+    let error = raft.lead(1).await.unwrap_err();
+    assert!(error.to_string().contains("notes.txt"), "{error}");
+    assert!(lines.has(slog::Level::Error, "ended by a failure"), "{lines:?}");
 }
 
 #[tokio::test]

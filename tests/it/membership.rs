@@ -89,7 +89,10 @@ async fn a_cut_off_leader_steps_down_and_the_majority_goes_on() {
     let old = cluster.mailbox(leader).unwrap();
     old.wait_for(|s| s.role != Role::Leader).await.unwrap();
     let patience = std::time::Duration::from_millis(100);
-    assert!(old.with_timeout(patience).query(Vec::new()).await.is_err());
+    let error = old.with_timeout(patience).query(Vec::new()).await.unwrap_err();
+    assert!(matches!(error, Error::NoLeader), "{error}");
+    let error = old.with_timeout(patience).propose("nobody leads").await.unwrap_err();
+    assert!(matches!(error, Error::NoLeader), "{error}");
     cluster.heal();
     assert_eq!(number(&old.query(Vec::new()).await.unwrap()), 2);
 }

@@ -3,7 +3,7 @@
 use raftline::{Config, Error, Raft};
 
 use crate::grpc::{Node, three};
-use crate::support::{Journal, config, logger, number};
+use crate::support::{Journal, Lines, config, logger, number};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crashed_leader_is_replaced_and_comes_back_with_everything() {
@@ -110,6 +110,36 @@ async fn an_empty_node_does_not_found_a_second_cluster() {
     let other = Raft::new("127.0.0.1:0", Journal::default(), logger(), config).unwrap();
     let error = other.lead(2).await.unwrap_err();
     assert!(matches!(&error, Error::ClusterExists { addr, .. } if *addr == node.addr), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_data_warns_when_it_is_sent_to_another_cluster() {
+    let root = tempfile::tempdir().unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = Node::start(1, "127.0.0.1:0", elsewhere.path(), Vec::new()).await;
+    other.mailbox.wait_for(|s| s.leader_id == 1).await.unwrap();
+    let node = Node::start(2, "127.0.0.1:0", root.path(), Vec::new()).await;
+    node.mailbox.propose("x").await.unwrap();
+    let dir = node.dir.clone();
+    let (id, addr) = node.crash().await;
+
+    let lines = Lines::default();
+    let config = Config { data_dir: Some(dir), ..config() };
+    let logger = slog::Logger::root(lines.clone(), slog::o!());
+    let raft = Raft::new(addr.as_str(), Journal::default(), logger, config).unwrap();
+    let mailbox = raft.mailbox();
+    let task = tokio::spawn(raft.join(id, addr, None, other.addr.clone()));
+    // It resumes its own, and says that this may not be what was meant.
+    assert_eq!(number(&mailbox.query(Vec::new()).await.unwrap()), 1);
+    let warned = async {
+        while !lines.has(slog::Level::Warning, "belongs to another cluster") {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(crate::support::config().request_timeout, warned).await.unwrap();
+    mailbox.shutdown().await.unwrap();
+    task.await.unwrap().unwrap();
+    other.crash().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

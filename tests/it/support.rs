@@ -1,5 +1,6 @@
 //! A Store for the tests, and configurations that react fast.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use raftline::{Config, Result, Store, async_trait};
@@ -55,6 +56,28 @@ pub(crate) fn logger() -> slog::Logger {
     use slog::Drain;
     let decorator = slog_term::PlainSyncDecorator::new(slog_term::TestStdoutWriter);
     slog::Logger::root(slog_term::FullFormat::new(decorator).build().fuse(), slog::o!())
+}
+
+/// A logger that remembers what it was told.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Lines {
+    seen: Arc<Mutex<Vec<(slog::Level, String)>>>,
+}
+
+impl Lines {
+    pub(crate) fn has(&self, level: slog::Level, text: &str) -> bool {
+        self.seen.lock().unwrap().iter().any(|(l, line)| *l == level && line.contains(text))
+    }
+}
+
+impl slog::Drain for Lines {
+    type Ok = ();
+    type Err = slog::Never;
+
+    fn log(&self, record: &slog::Record<'_>, _: &slog::OwnedKVList) -> Result<(), slog::Never> {
+        self.seen.lock().unwrap().push((record.level(), record.msg().to_string()));
+        Ok(())
+    }
 }
 
 /// The number in an answer of [`Journal`].
