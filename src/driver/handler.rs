@@ -125,7 +125,7 @@ impl PeerHandler {
             };
             outcomes.push(wire::outcome(result, self.hint()));
         }
-        Answer::Proposed(pb::Proposed { outcomes })
+        wire::proposed(outcomes, self.shared.config.message_size())
     }
 
     fn propose_one(&self, data: Bytes) -> Result<Waiter<Applied>> {

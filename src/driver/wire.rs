@@ -4,12 +4,17 @@
 //! and a code that is not understood is unknown.
 
 use bytes::Bytes;
+use prost::Message as _;
 
 use crate::error::{Error, Leader, Outcome, Result};
 use crate::node::event::Applied;
 use crate::pb;
 use crate::pb::refused::Code;
 use crate::types::NodeId;
+
+/// Bytes of an answer beside its outcomes, and of an outcome beside itself, generously.
+const ANSWER_OVERHEAD: u64 = 1 << 10;
+const OUTCOME_OVERHEAD: usize = 16;
 
 /// The answer to a request that failed.
 pub(crate) fn refuse(error: &Error, leader: Option<Leader>) -> pb::Refused {
@@ -82,6 +87,25 @@ pub(crate) fn leader(refused: &pb::Refused) -> Option<Leader> {
         .then(|| Leader { id: refused.leader_id as NodeId, addr: refused.leader_addr.clone() })
 }
 
+/// The answer to forwarded proposals, within `most` bytes: an answer that is larger would not
+/// arrive at all, and leave every proposer of the request without an outcome. So a reply for which
+/// there is no room stays behind, and only its own proposer does not hear what became of it.
+pub(crate) fn proposed(mut outcomes: Vec<pb::Outcome>, most: u64) -> pb::response::Kind {
+    let cost = |outcome: &pb::Outcome| outcome.encoded_len() + OUTCOME_OVERHEAD;
+    let left_out = outcome(Err(Error::unknown("applied, but its reply is too large")), None);
+    let least = cost(&left_out);
+    let most = usize::try_from(most.saturating_sub(ANSWER_OVERHEAD)).unwrap_or(usize::MAX);
+    let mut left = most.saturating_sub(outcomes.iter().map(|o| cost(o).min(least)).sum());
+    for outcome in &mut outcomes {
+        let more = cost(outcome).saturating_sub(least);
+        match left.checked_sub(more) {
+            Some(rest) => left = rest,
+            None => *outcome = left_out.clone(),
+        }
+    }
+    pb::response::Kind::Proposed(pb::Proposed { outcomes })
+}
+
 /// The outcome of one proposal, for the node that forwarded it.
 pub(crate) fn outcome(result: Result<Applied>, leader: Option<Leader>) -> pb::Outcome {
     use pb::outcome::Kind;
@@ -145,6 +169,26 @@ mod tests {
         let strange = pb::Refused { code: 77, ..pb::Refused::default() };
         assert!(error(&strange, 0, 0).outcome_unknown());
         assert!(applied(pb::Outcome::default(), 0, 0).is_err_and(|e| e.outcome_unknown()));
+    }
+
+    #[test]
+    fn a_reply_that_does_not_fit_is_left_out_alone() {
+        let reply = |size| outcome(Ok(Applied { index: 7, data: vec![1; size] }), None);
+        let sizes = [40_000, 10, 70_000, 40_000, 30_000, 10];
+        let most = 100_000;
+        let answer = proposed(sizes.map(reply).into(), most);
+        let size = respond(answer.clone()).encoded_len() as u64;
+        assert!(size <= most, "{size} bytes");
+        let pb::response::Kind::Proposed(p) = answer else { panic!("{answer:?}") };
+        let fits: Vec<bool> = p
+            .outcomes
+            .into_iter()
+            .map(|o| match applied(o, 0, 0) {
+                Ok(_) => true,
+                Err(e) => !e.outcome_unknown(),
+            })
+            .collect();
+        assert_eq!(fits, [true, true, false, true, false, true]);
     }
 
     #[test]

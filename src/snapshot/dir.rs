@@ -25,6 +25,10 @@ const SUFFIX: &str = ".snap";
 const TEMP_SUFFIX: &str = ".snap.tmp";
 const PREFIX: &str = "snapshot-";
 
+/// Bytes written without a sync: one sync of everything at the end would hold up the log, which is
+/// on the same disk, for as long as that takes.
+const SYNC_EVERY: usize = 4 << 20;
+
 const RECEIVED_REMEDY: &str = "nothing was kept; the sender will send it again";
 
 /// The directory; cheap to clone, shared between threads.
@@ -110,6 +114,7 @@ impl SnapshotDir {
             expected,
             head_len,
             size: 0,
+            unsynced: 0,
             hasher,
         })
     }
@@ -253,6 +258,8 @@ pub(crate) struct SnapshotWriter {
     expected: Option<Expected>,
     head_len: usize,
     size: u64,
+    /// Bytes of the body since the last sync.
+    unsynced: usize,
     hasher: crc32fast::Hasher,
 }
 
@@ -270,11 +277,22 @@ impl SnapshotWriter {
                 self.mismatch(format!("it is longer than the {} announced", self.meta.size))
             );
         }
-        let offset = self.head_len as u64 + self.size;
-        self.write_at(bytes, offset)?;
-        self.hasher.update(bytes);
-        self.size = size;
+        for part in bytes.chunks(SYNC_EVERY) {
+            if self.unsynced + part.len() > SYNC_EVERY {
+                self.sync()?;
+            }
+            self.write_at(part, self.head_len as u64 + self.size)?;
+            self.hasher.update(part);
+            self.size += part.len() as u64;
+            self.unsynced += part.len();
+        }
         Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), StorageError> {
+        let synced = self.live()?.sync_data();
+        self.unsynced = 0;
+        self.check("sync", synced)
     }
 
     /// Makes the snapshot durable under its name, and gives its meta.
@@ -298,8 +316,7 @@ impl SnapshotWriter {
         self.meta.crc32 = crc32;
         let head = encode_head(&self.meta, self.head_len);
         self.write_at(&head, 0)?;
-        let synced = self.live()?.sync_data();
-        self.check("sync", synced)?;
+        self.sync()?;
         // Closed before the rename: no handle outlives the temporary name.
         self.file = None;
         let path = self.shared.dir.join(file_name(self.meta.position));

@@ -33,6 +33,9 @@ struct State {
     failing: Option<Failing>,
     /// Writers wait.
     held: bool,
+    /// Bytes written since the last sync, and the most that these ever were.
+    unsynced: usize,
+    most_unsynced: usize,
 }
 
 impl State {
@@ -57,6 +60,11 @@ impl FakeDisk {
     pub(crate) fn hold(&self, held: bool) {
         self.lock().held = held;
         self.released.notify_all();
+    }
+
+    /// The most bytes that were ever written without a sync.
+    pub(crate) fn most_unsynced(&self) -> usize {
+        self.lock().most_unsynced
     }
 
     /// File names, in order.
@@ -161,11 +169,16 @@ impl VfsFile for FakeFile {
         }
         bytes.resize(bytes.len().max(end), 0);
         bytes[offset as usize..end].copy_from_slice(buf);
+        state.unsynced += buf.len();
+        state.most_unsynced = state.most_unsynced.max(state.unsynced);
         Ok(())
     }
 
     fn sync_data(&mut self) -> io::Result<()> {
-        self.disk.lock().check(Failing::Sync)
+        let mut state = self.disk.lock();
+        state.check(Failing::Sync)?;
+        state.unsynced = 0;
+        Ok(())
     }
 
     fn len(&self) -> io::Result<u64> {

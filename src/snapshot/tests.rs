@@ -76,6 +76,25 @@ fn what_is_written_is_read_back_in_chunks_and_whole() {
     assert_eq!(dir.open_snapshot(at(9)).unwrap().read_all().unwrap(), body);
 }
 
+/// What is written at once at the end would hold up the log, which is on the same disk, for as
+/// long as that takes.
+#[test]
+fn a_large_state_is_synced_on_its_way() {
+    let body = vec![7; 5 << 20];
+    for part in [body.len(), 256 << 10, 3 << 20] {
+        let disk = FakeDisk::default();
+        let mut writer = open(&disk).create(at(9), membership(5)).unwrap();
+        for part in body.chunks(part) {
+            writer.write(part).unwrap();
+        }
+        let meta = writer.finish().unwrap();
+        assert_eq!((meta.size, meta.crc32), (5 << 20, crc32fast::hash(&body)));
+        let head = 1 << 10;
+        assert!(disk.most_unsynced() <= (4 << 20) + head, "{} at once", disk.most_unsynced());
+        open(&disk).open_snapshot(at(9)).unwrap().verify().unwrap();
+    }
+}
+
 #[test]
 fn an_empty_state_is_a_snapshot_too() {
     let disk = FakeDisk::default();

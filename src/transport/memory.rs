@@ -63,7 +63,7 @@ struct Link {
     admitted: Option<u64>,
     down: bool,
     refusal: Option<Refusal>,
-    flight: Option<Arc<Flight>>,
+    flight: Option<Flight>,
 }
 
 impl fmt::Debug for MemoryTransport {

@@ -170,7 +170,7 @@ impl Pool {
     }
 
     /// The file that a thread has prepared. If that failed, the caller tries again with another
-    /// file: nothing depended on the failed one, and its remains are removed at the next start.
+    /// file: nothing depended on the failed one.
     fn prepared(&mut self) -> Option<Fresh> {
         self.preparing.take()?.join().ok()?.ok()
     }
@@ -212,9 +212,25 @@ impl Drop for Pool {
     }
 }
 
-/// Makes a zero-filled file, durably: data, length and name.
+/// Makes a zero-filled file, durably: data, length and name; or leaves none behind.
 fn create(vfs: &dyn Vfs, dir: &Path, path: PathBuf, size: u64) -> Result<Fresh, StorageError> {
-    let mut file = vfs.open(&path, OpenMode::Create).map_err(io_error("create segment", &path))?;
+    let file = vfs.open(&path, OpenMode::Create).map_err(io_error("create segment", &path))?;
+    let filled = fill(vfs, dir, file, path.clone(), size);
+    if filled.is_err() {
+        // A disk that is nearly full must not be filled with the remains of a file that nothing
+        // is in. Best effort: what stays is removed at the next start.
+        let _ = vfs.remove(&path);
+    }
+    filled
+}
+
+fn fill(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    mut file: Box<dyn VfsFile>,
+    path: PathBuf,
+    size: u64,
+) -> Result<Fresh, StorageError> {
     let zeros = vec![0u8; ZEROS.min(usize::try_from(size).unwrap_or(ZEROS))];
     let mut at = 0;
     while at < size {

@@ -210,6 +210,9 @@ impl Writer {
     /// and `reserve` bytes more.
     fn write(&mut self, frames: &[Frame<'_>], reserve: usize) -> Result<(), StorageError> {
         let size: usize = frames.iter().map(Frame::size).sum();
+        self.buf.clear();
+        // Once: a buffer that grows step by step copies a large write again and again.
+        self.buf.reserve(size);
         match &self.current {
             Some(c) if c.offset + (size + reserve) as u64 <= c.length => self.extend(frames)?,
             Some(_) | None => self.begin(frames, size)?,
@@ -223,7 +226,6 @@ impl Writer {
 
     fn extend(&mut self, frames: &[Frame<'_>]) -> Result<(), StorageError> {
         let Some(current) = &mut self.current else { return Err(contract("it has no segment")) };
-        self.buf.clear();
         let mut encoder = Encoder {
             buf: &mut self.buf,
             salt: self.salt,
@@ -266,7 +268,6 @@ impl Writer {
             previous,
         };
         let (bytes, chain) = header.encode();
-        self.buf.clear();
         self.buf.extend_from_slice(&bytes);
         let (salt, write) = (self.salt, self.next_write);
         let mut encoder =

@@ -23,20 +23,28 @@ const MAX_IDLE: Duration = Duration::from_secs(20);
 /// # Errors
 /// In words: does not resolve, refused, timed out.
 pub(super) async fn connect(addr: &str, options: &GrpcOptions) -> Result<Channel, String> {
-    let attempt = async {
-        let mut failure = "it resolves to no address".to_owned();
-        for target in resolve(addr).await? {
-            match endpoint(target, options)?.connect().await {
-                Ok(channel) => return Ok(channel),
-                Err(error) => failure = chain(&error),
-            }
-        }
-        Err(failure)
-    };
+    let attempt = async { first_of(&resolve(addr).await?, options).await };
     match timeout(options.connect_timeout, attempt).await {
         Ok(result) => result,
         Err(_) => Err(format!("no connection within {:?}", options.connect_timeout)),
     }
+}
+
+/// The first of these addresses that takes a connection. Each gets its share of the time that is
+/// left: a host may have an address that answers nothing (IPv6, often) before one that works.
+async fn first_of(targets: &[SocketAddr], options: &GrpcOptions) -> Result<Channel, String> {
+    let until = Instant::now() + options.connect_timeout;
+    let mut failure = "it resolves to no address".to_owned();
+    for (target, left) in targets.iter().zip((1..=targets.len()).rev()) {
+        let time = until.saturating_duration_since(Instant::now());
+        let share = time / u32::try_from(left).unwrap_or(u32::MAX);
+        failure = match timeout(share, endpoint(*target, options)?.connect()).await {
+            Ok(Ok(channel)) => return Ok(channel),
+            Ok(Err(error)) => chain(&error),
+            Err(_) => format!("no connection to {target} within {share:?}"),
+        };
+    }
+    Err(failure)
 }
 
 /// A client on a channel, with our limits.
@@ -131,5 +139,40 @@ impl Channels {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Kept>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::net::TcpStream;
+
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+
+    /// An address that answers nothing at all: the kernel drops what comes once the queue of a
+    /// listener is full.
+    fn black_hole() -> (Socket, TcpStream, SocketAddr) {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+        socket.listen(0).unwrap();
+        let addr = socket.local_addr().unwrap().as_socket().unwrap();
+        let filling = TcpStream::connect(addr).unwrap();
+        (socket, filling, addr)
+    }
+
+    #[tokio::test]
+    async fn an_address_that_answers_nothing_leaves_time_for_the_next() {
+        let (_socket, _filling, hole) = black_hole();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let open = listener.local_addr().unwrap();
+        let connect_timeout = Duration::from_millis(600);
+        let options = GrpcOptions { connect_timeout, ..GrpcOptions::default() };
+        first_of(&[open], &options).await.unwrap();
+        let targets = [hole, open];
+        let both = timeout(connect_timeout, first_of(&targets, &options));
+        both.await.unwrap().unwrap();
+        assert!(first_of(&[hole], &options).await.is_err());
     }
 }

@@ -12,12 +12,17 @@ use super::hub::{MemoryNetwork, Served};
 use super::{deliver, lock};
 use crate::types::{Message, RaftId};
 
-/// Messages on their way to one peer, delivered by a task.
-#[derive(Default)]
+/// Messages on their way to one peer, delivered by a task that ends with it.
 pub(super) struct Flight {
+    air: Arc<Air>,
+    task: AbortHandle,
+}
+
+/// What the flight shares with its task.
+#[derive(Default)]
+struct Air {
     queue: Mutex<Queue>,
     wake: Notify,
-    task: Mutex<Option<AbortHandle>>,
 }
 
 #[derive(Default)]
@@ -30,9 +35,7 @@ struct Queue {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        if let Some(task) = lock(&self.task).take() {
-            task.abort();
-        }
+        self.task.abort();
     }
 }
 
@@ -47,14 +50,12 @@ pub(super) struct Way {
 
 impl Flight {
     /// Messages on this way are delivered as they are due, until the flight is dropped.
-    pub(super) fn take_off(way: Way) -> Arc<Self> {
-        let flight = Arc::<Self>::default();
-        let weak = Arc::downgrade(&flight);
+    pub(super) fn take_off(way: Way) -> Self {
+        let air = Arc::<Air>::default();
+        let there = air.clone();
         let task = tokio::spawn(async move {
             loop {
-                let Some(flight) = weak.upgrade() else { return };
-                let landed = flight.landed().await;
-                drop(flight);
+                let landed = there.landed().await;
                 let Some(served) = way.network.route(&way.here, &way.there) else { continue };
                 // What was on its way when the link was cut, or the peer restarted, is lost.
                 let messages =
@@ -62,19 +63,18 @@ impl Flight {
                 deliver(&served, way.from, way.to, messages.collect());
             }
         });
-        *lock(&flight.task) = Some(task.abort_handle());
-        flight
+        Self { air, task: task.abort_handle() }
     }
 
     /// Whether nothing is on its way.
     pub(super) fn is_empty(&self) -> bool {
-        lock(&self.queue).waiting.is_empty()
+        lock(&self.air.queue).waiting.is_empty()
     }
 
     /// Takes messages, each with its delay and whether it may be overtaken.
     pub(super) fn board(&self, served: &Served, messages: Vec<((Duration, bool), Message)>) {
         let now = Instant::now();
-        let mut queue = lock(&self.queue);
+        let mut queue = lock(&self.air.queue);
         for ((delay, overtaken), message) in messages {
             let mut at = now + delay;
             if !overtaken {
@@ -86,9 +86,11 @@ impl Flight {
             queue.waiting.insert((at, number), (served.clone(), message));
         }
         drop(queue);
-        self.wake.notify_one();
+        self.air.wake.notify_one();
     }
+}
 
+impl Air {
     /// The next messages that are due.
     async fn landed(&self) -> Vec<(Served, Message)> {
         loop {

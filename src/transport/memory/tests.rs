@@ -162,6 +162,22 @@ async fn delays_keep_the_order_and_a_cut_loses_what_is_on_its_way() {
     assert_eq!(arrived(&mut two.events, 2).await, [53, 54]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_on_its_way_when_its_sender_closes_does_not_arrive() {
+    let (network, one, mut two) = pair(7);
+    let delay = Duration::from_millis(50);
+    network.set_faults(Faults { min_delay: delay, max_delay: delay, ..Faults::default() });
+    one.transport.send(appends(1..=3));
+    sleep(delay / 2).await;
+    one.transport.close().await;
+    // The next run at this address must not be mixed up with the one before.
+    let again = node(&network, 1, |_| {});
+    network.set_faults(Faults::default());
+    again.transport.send(appends(4..=4));
+    sleep(delay * 2).await;
+    assert_eq!(two.indexes(), [4]);
+}
+
 async fn run(seed: u64, faults: Faults) -> Vec<u64> {
     let (network, one, mut two) = pair(seed);
     network.set_faults(faults);

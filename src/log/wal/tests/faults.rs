@@ -79,3 +79,27 @@ fn a_failed_preparation_is_tried_again_with_another_file() {
     drop(wal);
     assert_eq!(load(&vfs).unwrap().1.entries.len(), 3);
 }
+
+/// A disk that is nearly full must not be filled by what is left of files that were never used,
+/// start after start.
+#[test]
+fn a_segment_that_could_not_be_made_leaves_nothing_behind() {
+    let names = |vfs: &FaultyVfs| {
+        let mut names = vfs.list(dir()).unwrap();
+        names.sort();
+        names
+    };
+    // Creation, filling, sync and sync of the directory, in this order.
+    for call in 1..=4 {
+        let vfs = FaultyVfs::new();
+        let (mut wal, ..) = load(&vfs).unwrap();
+        wal.identify(&identity(1)).unwrap();
+        wal.append(&[entries(1, 1, 1, 1200)]).unwrap();
+        let before = names(&vfs);
+        vfs.fail_at(call, Fault::Full);
+        let error = wal.append(&[entries(2, 2, 1, 1200)]).unwrap_err();
+        assert!(error.to_string().contains("wal-00000002.seg") || call == 4, "{call}: {error}");
+        drop(wal);
+        assert_eq!(names(&vfs), before, "call {call}");
+    }
+}
