@@ -4,11 +4,13 @@ use std::convert::Infallible;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::process::{Child, Command};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt;
+use tokio::sync::{mpsc, oneshot};
 use tonic::codegen::{Body, BoxFuture, Service, StdError, http};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -92,14 +94,19 @@ impl tonic::server::NamedService for Echo {
     const NAME: &'static str = "bench.Echo";
 }
 
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+fn runtime(single_thread: bool) -> tokio::runtime::Runtime {
+    let mut builder = if single_thread {
+        tokio::runtime::Builder::new_current_thread()
+    } else {
+        tokio::runtime::Builder::new_multi_thread()
+    };
+    builder.enable_all().build().unwrap()
 }
 
-pub(crate) fn serve_echo(addr: &str) {
+pub(crate) fn serve_echo(addr: &str, single_thread: bool) {
     let addr = addr.parse().unwrap();
     let server = tonic::transport::Server::builder().tcp_nodelay(true).add_service(Echo);
-    runtime().block_on(server.serve(addr)).unwrap();
+    runtime(single_thread).block_on(server.serve(addr)).unwrap();
 }
 
 struct Killed(Child);
@@ -111,37 +118,53 @@ impl Drop for Killed {
     }
 }
 
-/// p50 in microseconds of one message of 128 bytes there and back over a bidirectional stream.
-pub(crate) fn stream_rtt_us() -> u32 {
+/// p50 in microseconds of one message of 128 bytes there and back over a bidirectional stream,
+/// as a service has it: a task reads the stream and answers the caller that waits.
+pub(crate) fn stream_rtt_us(single_thread: bool) -> u32 {
     let addr = free_addr();
     let exe = std::env::current_exe().unwrap();
-    let _server = Killed(Command::new(exe).args(["echo", &addr]).spawn().unwrap());
-    runtime().block_on(async {
-        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{addr}")).unwrap();
-        let channel = loop {
-            match endpoint.clone().tcp_nodelay(true).connect().await {
-                Ok(channel) => break channel,
-                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
-            }
-        };
-        let mut client = tonic::client::Grpc::new(channel);
-        client.ready().await.unwrap();
-        let (to, from) = tokio::sync::mpsc::channel::<Blob>(1);
-        let requests = futures::stream::unfold(from, |mut from| async move {
-            from.recv().await.map(|blob| (blob, from))
-        });
-        let path = http::uri::PathAndQuery::from_static("/bench.Echo/Flow");
-        let answers = client.streaming(Request::new(requests), path, Codec::default()).await;
-        let mut answers = answers.unwrap().into_inner();
-        let blob = Blob { body: vec![1; 128].into() };
-        let mut all = Vec::new();
-        for _ in 0..ROUNDS {
-            let begin = Instant::now();
-            to.send(blob.clone()).await.unwrap();
-            answers.next().await.unwrap().unwrap();
-            all.push(begin.elapsed().as_micros() as u32);
+    let mut server = Command::new(exe);
+    server.args(["echo", &addr]).args(single_thread.then_some("--single-thread"));
+    let _server = Killed(server.spawn().unwrap());
+    let runtime = runtime(single_thread);
+    runtime.block_on(async { tokio::spawn(echo_rounds(addr)).await.unwrap() })
+}
+
+async fn echo_rounds(addr: String) -> u32 {
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{addr}")).unwrap();
+    let channel = loop {
+        match endpoint.clone().tcp_nodelay(true).connect().await {
+            Ok(channel) => break channel,
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
-        all.sort_unstable();
-        quantile(&all, 0.5)
-    })
+    };
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.unwrap();
+    let (to, from) = mpsc::unbounded_channel::<Blob>();
+    let requests =
+        futures::stream::unfold(from, async |mut from| from.recv().await.map(|blob| (blob, from)));
+    let path = http::uri::PathAndQuery::from_static("/bench.Echo/Flow");
+    let answers = client.streaming(Request::new(Box::pin(requests)), path, Codec::default()).await;
+    let mut answers = answers.unwrap().into_inner();
+    let waiting: Arc<Mutex<Option<oneshot::Sender<()>>>> = Arc::default();
+    let waiter = waiting.clone();
+    tokio::spawn(async move {
+        while let Some(Ok(_)) = answers.next().await {
+            if let Some(caller) = waiter.lock().unwrap().take() {
+                let _ = caller.send(());
+            }
+        }
+    });
+    let blob = Blob { body: vec![1; 128].into() };
+    let mut all = Vec::new();
+    for _ in 0..ROUNDS {
+        let begin = Instant::now();
+        let (answered, answer) = oneshot::channel();
+        *waiting.lock().unwrap() = Some(answered);
+        to.send(blob.clone()).unwrap();
+        answer.await.unwrap();
+        all.push(begin.elapsed().as_micros() as u32);
+    }
+    all.sort_unstable();
+    quantile(&all, 0.5)
 }

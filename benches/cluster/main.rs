@@ -58,7 +58,11 @@ enum What {
     #[command(hide = true)]
     Node(node::NodeArgs),
     #[command(hide = true)]
-    Echo { addr: String },
+    Echo {
+        addr: String,
+        #[arg(long)]
+        single_thread: bool,
+    },
 }
 
 fn main() {
@@ -69,6 +73,6 @@ fn main() {
         What::Join => scenarios::join(),
         What::BigProposal => scenarios::big_proposal(),
         What::Node(args) => node::run(args),
-        What::Echo { addr } => ceilings::serve_echo(&addr),
+        What::Echo { addr, single_thread } => ceilings::serve_echo(&addr, single_thread),
     }
 }

@@ -42,9 +42,11 @@ pub(crate) struct LoadArgs {
 
 pub(crate) fn load(args: &LoadArgs) {
     let sync = if args.memory { 0 } else { ceilings::fdatasync_us() };
-    let rtt = ceilings::stream_rtt_us();
+    let rtt = ceilings::stream_rtt_us(args.single_thread);
+    let bare = ceilings::stream_rtt_us(true);
     println!(
-        "ceilings: fdatasync p50 {sync} us (three files at once), stream round trip p50 {rtt} us"
+        "ceilings: fdatasync p50 {sync} us (three files at once); stream round trip p50 {rtt} us \
+         in the clients' kind of runtime, {bare} us on bare current-thread runtimes"
     );
     let mut flags = Vec::new();
     flags.extend(args.memory.then_some("--memory"));

@@ -68,12 +68,13 @@ impl LogQueue {
         self.lock().asleep
     }
 
-    /// Wakes the log thread for what was queued.
-    pub(crate) fn wake(&self) {
+    /// Wakes the log thread for what was queued; whether there was anything.
+    pub(crate) fn wake(&self) -> bool {
         let asleep = mem::take(&mut self.lock().asleep);
         if asleep {
             self.wake.notify_one();
         }
+        asleep
     }
 
     /// Ends the log thread; the first order counts.
