@@ -37,13 +37,13 @@ pub struct Config {
     pub peers: Vec<String>,
     /// Whether entries are synced before they are acknowledged. Default: they are.
     pub durability: Durability,
-    /// The length of a tick. Default 50 ms. Shorter reacts faster and costs more when idle.
+    /// The length of a tick. Default 100 ms. Shorter reacts faster and costs more when idle.
     #[serde(with = "duration")]
     pub heartbeat: Duration,
     /// Ticks without a leader before a follower campaigns (raft-rs `election_tick`); the actual
-    /// timeout is drawn from one to two times as many. Default 20: one to two seconds.
+    /// timeout is drawn from one to two times as many. Default 10: one to two seconds.
     pub election_tick: usize,
-    /// Ticks between heartbeats of a leader (raft-rs `heartbeat_tick`). Default 2: 100 ms.
+    /// Ticks between heartbeats of a leader (raft-rs `heartbeat_tick`). Default 1: 100 ms.
     pub heartbeat_tick: usize,
     /// Bytes of entries in one append message (raft-rs `max_size_per_msg`). Default 1 MiB.
     #[serde(with = "size")]
@@ -114,9 +114,9 @@ impl Default for Config {
             advertise_addr: None,
             peers: Vec::new(),
             durability: Durability::Fsync,
-            heartbeat: Duration::from_millis(50),
-            election_tick: 20,
-            heartbeat_tick: 2,
+            heartbeat: Duration::from_millis(100),
+            election_tick: 10,
+            heartbeat_tick: 1,
             max_size_per_msg: MIB,
             max_inflight_msgs: 256,
             max_uncommitted_size: 64 * MIB,
@@ -288,7 +288,7 @@ mod tests {
     fn each_bad_value_is_refused_by_name() {
         let bad = [
             ("heartbeat", Config { heartbeat: Duration::ZERO, ..Config::default() }),
-            ("election_tick", Config { election_tick: 2, ..Config::default() }),
+            ("election_tick", Config { election_tick: 1, ..Config::default() }),
             ("max_entry_size", Config { max_entry_size: 0, ..Config::default() }),
             ("max_apply_lag", Config { max_apply_lag: 5, ..Config::default() }),
             ("grpc_message_size", Config { grpc_message_size: 100, ..Config::default() }),

@@ -110,6 +110,8 @@ pub(crate) struct Node {
     refused_messages: u64,
     dropped_tail: String,
     status_changed: bool,
+    /// Commit, last index, applied and refused messages at the last tick.
+    progress: (Index, Index, Index, u64),
     published: Status,
 }
 
@@ -196,7 +198,7 @@ impl Node {
         self.expire_transfer();
         self.watch_transfers();
         self.promote_learner();
-        self.status_changed = true;
+        self.notice_progress();
     }
 
     /// R12: behind a stalled disk a follower must not campaign; a leader ticks on, so that

@@ -18,6 +18,15 @@ impl Node {
         }
     }
 
+    /// On a tick: whether there is anything new to publish. An idle node tells once per election
+    /// timeout who was heard when, and nothing else.
+    pub(super) fn notice_progress(&mut self) {
+        let log = &self.raw.raft.raft_log;
+        let progress = (log.committed, log.last_index(), self.store_applied, self.refused_messages);
+        let moved = std::mem::replace(&mut self.progress, progress) != progress;
+        self.status_changed |= moved || self.tick.is_multiple_of(self.limits.election_tick);
+    }
+
     /// Everything, right now.
     pub(super) fn status(&self) -> Status {
         let members = self.member_status();

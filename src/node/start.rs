@@ -130,6 +130,7 @@ impl Node {
             refused_messages: 0,
             dropped_tail: boot.dropped_tail.unwrap_or_default(),
             status_changed: true,
+            progress: (0, 0, 0, 0),
             published: Status::default(),
         };
         node.first_steps(install);
