@@ -32,7 +32,8 @@ fn commit_position(m: &Message) -> Result<(), Reject> {
 }
 
 /// Rule 6: requests for votes leave when the log is durable (R2), so no answer can be due before;
-/// raft asserts that when it becomes leader. Any answer makes it count, a refusal included.
+/// raft asserts that when it becomes leader. Any answer makes it count, a refusal included. An
+/// answer to an earlier campaign of the same term can come this late: stale, not hostile.
 pub(super) fn vote_answer_expected(m: &Message, view: &GateView<'_>) -> Result<(), Reject> {
     commit_position(m)?;
     let campaigns = matches!(view.role, StateRole::Candidate | StateRole::PreCandidate);

@@ -171,6 +171,7 @@ impl Reject {
             | Self::RemovedSender { .. }
             | Self::CampaignNotWanted { .. }
             | Self::CampaignTooEarly
+            | Self::VoteNotAsked
             | Self::StaleRejection { .. }
             | Self::EarlierStart
             | Self::ReadNotLeader
@@ -188,7 +189,6 @@ impl Reject {
             | Self::ContradictsCommitted { .. }
             | Self::RewritesOwnTerm { .. }
             | Self::SecondLeader { .. }
-            | Self::VoteNotAsked
             | Self::FutureTerm { .. }
             | Self::Beyond { .. }
             | Self::Context { .. }
