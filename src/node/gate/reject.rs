@@ -203,3 +203,13 @@ impl Reject {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vote_for_an_earlier_campaign_is_late_not_hostile() {
+        assert_eq!(Reject::VoteNotAsked.severity(), Severity::Stale);
+    }
+}
