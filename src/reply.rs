@@ -100,7 +100,20 @@ impl<T> Waiter<T> {
         }
     }
 
-    fn give_up(mut self, timeout: Duration) -> Result<T> {
+    /// The answer, if it is there: for those who have a clock of their own.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn answer(&mut self) -> Option<Result<T>> {
+        match self.receiver.try_recv() {
+            Ok(answer) => Some(answer),
+            Err(oneshot::error::TryRecvError::Empty) => None,
+            Err(oneshot::error::TryRecvError::Closed) => {
+                Some(Err(Error::unknown("the answer was lost")))
+            }
+        }
+    }
+
+    /// What is known when the deadline has passed.
+    pub(crate) fn give_up(mut self, timeout: Duration) -> Result<T> {
         let claimed =
             self.fate.compare_exchange(WAITING, ABANDONED, Ordering::AcqRel, Ordering::Acquire);
         if claimed.is_ok() {

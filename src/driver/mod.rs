@@ -16,10 +16,10 @@
 
 mod announce;
 pub(crate) mod applier;
-mod batch;
+pub(crate) mod batch;
 pub(crate) mod boot;
 pub(crate) mod caller;
-mod capture;
+pub(crate) mod capture;
 mod event_loop;
 pub(crate) mod fatal;
 mod forwarder;
@@ -35,7 +35,7 @@ pub(crate) mod shared;
 mod snapshotter;
 #[cfg(test)]
 pub(crate) mod wait_for;
-mod wire;
+pub(crate) mod wire;
 
 use std::pin::pin;
 use std::sync::{Arc, mpsc};

@@ -19,6 +19,8 @@ mod leadership;
 mod membership;
 mod messages;
 mod pipeline;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod probe;
 mod proposals;
 mod reads;
 mod ready;

@@ -105,6 +105,12 @@ impl Proposals {
         replies
     }
 
+    /// How many wait, for a leader or for their entry.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn waiting(&self) -> usize {
+        self.queue.len() + self.waiting.values().map(Vec::len).sum::<usize>()
+    }
+
     /// A snapshot covers everything up to `index`: what was decided there is not known here.
     pub(super) fn covered(&mut self, index: Index) {
         while let Some(slot) = self.waiting.first_entry().filter(|s| s.key().0 <= index) {

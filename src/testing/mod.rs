@@ -4,4 +4,5 @@
 pub mod cluster;
 pub mod log_suite;
 pub mod rng;
+pub mod sim;
 pub mod vfs;

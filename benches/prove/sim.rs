@@ -1,0 +1,147 @@
+//! Many seeds of the simulator, on all cores; replays and makes small what fails.
+
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use raftline::testing::sim::{self, Failure, Plan, Summary};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Seeds to run.
+    #[arg(long, default_value_t = 1000)]
+    seeds: u64,
+    /// The first seed. Default: from the clock, so that every run is a fresh one.
+    #[arg(long)]
+    first: Option<u64>,
+    /// Stops after this many seconds instead of a number of seeds.
+    #[arg(long)]
+    for_seconds: Option<u64>,
+    /// Threads.
+    #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]
+    jobs: usize,
+    /// Runs this plan (`seed=1 nodes=3 ..`) or seed alone, and prints everything that happens.
+    #[arg(long)]
+    replay: Option<String>,
+    /// Looks for a smaller plan that fails as well.
+    #[arg(long)]
+    minimise: bool,
+    /// Fails when one of the situations was never met.
+    #[arg(long)]
+    all_marks: bool,
+    /// Runs every seed twice and compares.
+    #[arg(long)]
+    twice: bool,
+}
+
+pub(crate) fn run(args: &Args) -> ExitCode {
+    match &args.replay {
+        Some(text) => replay(text, args.minimise),
+        None => many(args),
+    }
+}
+
+fn replay(text: &str, minimise: bool) -> ExitCode {
+    let plan = match text.parse() {
+        Ok(seed) => Plan::draw(seed),
+        Err(_) => match text.parse::<Plan>() {
+            Ok(plan) => plan,
+            Err(e) => {
+                println!("{e}");
+                return ExitCode::FAILURE;
+            }
+        },
+    };
+    if minimise {
+        return match sim::minimise(&plan) {
+            Some(failure) => fail(&failure),
+            None => {
+                println!("it does not fail: {plan}");
+                ExitCode::SUCCESS
+            }
+        };
+    }
+    match sim::replay(&plan) {
+        Ok((_, trace)) => {
+            println!("{trace}\nit holds: {plan}");
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            println!("{}", failure.trace);
+            fail(&failure)
+        }
+    }
+}
+
+fn fail(failure: &Failure) -> ExitCode {
+    println!("FAILED: {failure}");
+    println!("replay: cargo bench --bench prove -- sim --replay '{}'", failure.plan);
+    ExitCode::FAILURE
+}
+
+fn many(args: &Args) -> ExitCode {
+    let clock = || std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_nanos() as u64) >> 8;
+    let first = args.first.unwrap_or_else(clock);
+    println!("seeds from {first}, {} threads", args.jobs);
+    // A violation is a panic that is caught; its text is printed once, below.
+    std::panic::set_hook(Box::new(|_| {}));
+    let begin = Instant::now();
+    let limit = args.for_seconds.map(Duration::from_secs);
+    let next = AtomicU64::new(first);
+    let failed = AtomicBool::new(false);
+    let total = Mutex::new((Summary::default(), Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..args.jobs {
+            scope.spawn(|| {
+                let mut summary = Summary::default();
+                while !failed.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    let over = limit.map_or(seed - first >= args.seeds, |l| begin.elapsed() > l);
+                    if over {
+                        break;
+                    }
+                    match once(seed, args.twice) {
+                        Ok(report) => summary.add(&report),
+                        Err(failure) => {
+                            failed.store(true, Ordering::Relaxed);
+                            total.lock().unwrap().1.push(failure);
+                        }
+                    }
+                }
+                total.lock().unwrap().0.merge(&summary);
+            });
+        }
+    });
+    let (summary, failures) = total.into_inner().unwrap();
+    for mark in sim::Mark::ALL {
+        println!("{:>9}  {}", summary.marks.count(*mark), mark.text());
+    }
+    println!("{}", summary.line(begin.elapsed(), args.jobs));
+    if let Some(failure) = failures.first() {
+        return fail(failure);
+    }
+    let missing = summary.marks.missing();
+    if args.all_marks && !missing.is_empty() {
+        println!("FAILED: never met: {missing:?}");
+        return ExitCode::FAILURE;
+    }
+    println!("simulation: everything held; {} marks, {} of them met", sim::Mark::ALL.len(), sim::Mark::ALL.len() - missing.len());
+    ExitCode::SUCCESS
+}
+
+fn once(seed: u64, twice: bool) -> Result<sim::Report, Box<Failure>> {
+    let plan = Plan::draw(seed);
+    let report = sim::run(&plan)?;
+    if twice {
+        let again = sim::run(&plan)?;
+        if again.stats != report.stats {
+            let reason = format!(
+                "the same plan gave two runs: {:016x} and {:016x}",
+                report.stats.digest, again.stats.digest
+            );
+            return Err(Box::new(Failure { plan, at: 0, reason, trace: String::new() }));
+        }
+    }
+    Ok(report)
+}

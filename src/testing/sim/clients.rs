@@ -1,0 +1,206 @@
+//! The clients: one operation at a time each, through any node, and what became of each.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::marks::Mark;
+use super::plan::Knob;
+use super::schedule::{MS, Time};
+use super::world::{What, World};
+use crate::error::{Error, Outcome, Result};
+use crate::node::event::{Applied, Event, Freshness, Proposal, Read};
+use crate::reply::{Waiter, reply};
+use crate::types::{Index, NodeId};
+
+/// What was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Ask {
+    Write(Bytes),
+    Read { query: Vec<u8>, freshness: Freshness },
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Came {
+    Ok(Applied),
+    Rejected(String),
+    NotApplied(String),
+    Unknown(String),
+}
+
+/// An operation that has come to an end.
+#[derive(Clone, Debug)]
+pub(super) struct Record {
+    pub(super) client: usize,
+    pub(super) ask: Ask,
+    pub(super) invoked: Time,
+    pub(super) returned: Time,
+    pub(super) came: Came,
+}
+
+struct Asked {
+    client: usize,
+    /// It came in a burst: its client waits for nothing.
+    burst: bool,
+    node: NodeId,
+    ask: Ask,
+    invoked: Time,
+}
+
+struct Op {
+    asked: Asked,
+    waiter: Waiter<Applied>,
+}
+
+pub(super) struct Clients {
+    open: BTreeMap<u64, Op>,
+    count: u64,
+    /// The highest index that each client has seen.
+    seen: Vec<Index>,
+    pub(super) done: Vec<Record>,
+}
+
+impl Clients {
+    pub(super) fn new(count: usize) -> Self {
+        Self { open: BTreeMap::new(), count: 0, seen: vec![0; count], done: Vec::new() }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.open.is_empty()
+    }
+}
+
+impl World {
+    pub(super) fn start_clients(&mut self) {
+        for client in 0..self.clients.seen.len() {
+            let delay = self.think();
+            self.schedule.after(delay, What::Client(client));
+        }
+    }
+
+    fn think(&mut self) -> Time {
+        Self::around(&mut self.chance.client, self.plan.get(Knob::ThinkMs) * MS)
+    }
+
+    pub(super) fn client_acts(&mut self, client: usize) {
+        if self.healed {
+            return;
+        }
+        let up = self.up();
+        let Some(node) = up.get(self.chance.client.below(up.len() as u64) as usize).copied()
+        else {
+            let delay = self.think();
+            self.schedule.after(delay, What::Client(client));
+            return;
+        };
+        let rng = &mut self.chance.client;
+        let ask = if rng.below(100) < self.plan.get(Knob::Reads) {
+            let freshness = match rng.below(8) {
+                0 => Freshness::Stale,
+                1 => Freshness::AtLeast(self.clients.seen[client]),
+                _ => Freshness::Linearizable,
+            };
+            Ask::Read { query: (self.subject.query)(rng, self.clients.count), freshness }
+        } else {
+            Ask::Write((self.subject.command)(rng, self.clients.count).into())
+        };
+        self.ask(client, node, ask, false);
+    }
+
+    /// Many proposals at once, at one node.
+    pub(super) fn burst(&mut self, node: NodeId, count: u64) {
+        for _ in 0..count {
+            let command = (self.subject.command)(&mut self.chance.client, self.clients.count);
+            self.ask(0, node, Ask::Write(command.into()), true);
+        }
+    }
+
+    /// A write of the second phase.
+    pub(super) fn fresh_write(&mut self, node: NodeId) {
+        let command = (self.subject.command)(&mut self.chance.client, self.clients.count);
+        self.ask(0, node, Ask::Write(command.into()), true);
+    }
+
+    fn ask(&mut self, client: usize, node: NodeId, ask: Ask, burst: bool) {
+        let (reply, waiter) = reply(None);
+        let event = match &ask {
+            Ask::Write(data) => Event::Propose(Proposal { data: data.clone(), reply }),
+            Ask::Read { query, freshness } => {
+                Event::Read(Read { query: Some(query.clone()), freshness: *freshness, reply })
+            }
+        };
+        self.clients.count += 1;
+        let number = self.clients.count;
+        let invoked = self.now();
+        let asked = Asked { client, burst, node, ask, invoked };
+        self.clients.open.insert(number, Op { asked, waiter });
+        self.stats.operations += 1;
+        self.request(node, event);
+        let timeout = self.plan.get(Knob::TimeoutMs) * MS;
+        self.schedule.after(timeout, What::ClientDeadline(number));
+    }
+
+    /// Takes the answers that a node has given.
+    pub(super) fn collect_ops(&mut self, id: NodeId) {
+        let mut answers = Vec::new();
+        for (number, op) in self.clients.open.iter_mut().filter(|(_, op)| op.asked.node == id) {
+            answers.extend(op.waiter.answer().map(|a| (*number, a)));
+        }
+        for (number, answer) in answers {
+            if let Some(op) = self.clients.open.remove(&number) {
+                self.finish(op.asked, answer);
+            }
+        }
+    }
+
+    pub(super) fn client_gives_up(&mut self, number: u64) {
+        let Some(op) = self.clients.open.remove(&number) else { return };
+        let timeout = Duration::from_millis(self.plan.get(Knob::TimeoutMs));
+        let answer = op.waiter.give_up(timeout);
+        self.finish(op.asked, answer);
+    }
+
+    fn finish(&mut self, op: Asked, answer: Result<Applied>) {
+        let leads = self.machines.get(&op.node).is_some_and(|m| m.leads());
+        self.mark_answer(&op.ask, &answer, leads);
+        if let Ok(applied) = &answer {
+            let seen = &mut self.clients.seen[op.client];
+            *seen = applied.index.max(*seen);
+        }
+        let came = match answer {
+            Ok(applied) => Came::Ok(applied),
+            Err(Error::Rejected(reason)) => Came::Rejected(reason),
+            Err(e) if e.outcome() == Outcome::NotApplied => Came::NotApplied(e.to_string()),
+            Err(e) => Came::Unknown(e.to_string()),
+        };
+        self.note(|| format!("client {} at node {}: {:?}: {came:?}", op.client, op.node, op.ask));
+        let returned = self.now();
+        let Asked { client, ask, invoked, burst, .. } = op;
+        self.clients.done.push(Record { client, ask, invoked, returned, came });
+        if !burst {
+            let delay = self.think();
+            self.schedule.after(delay, What::Client(client));
+        }
+    }
+
+    fn mark_answer(&mut self, ask: &Ask, answer: &Result<Applied>, leads: bool) {
+        let marks = &mut self.marks;
+        match (ask, answer) {
+            (Ask::Read { freshness: Freshness::Linearizable, .. }, Ok(_)) => {
+                marks.hit(if leads { Mark::ReadOnLeader } else { Mark::ReadOnFollower });
+            }
+            (Ask::Write(_), Ok(_)) => {
+                let sole = self.oracle.memberships.last_key_value();
+                let sole = sole.is_some_and(|(_, m)| m.conf_state.voters.len() == 1);
+                marks.hit_if(Mark::SoleVoter, sole);
+            }
+            (_, Err(Error::Dropped)) => marks.hit(Mark::OutcomeDropped),
+            (_, Err(Error::Timeout)) => marks.hit(Mark::OutcomeTimeout),
+            (_, Err(Error::Overloaded { .. })) => marks.hit(Mark::Overloaded),
+            (_, Err(e)) => marks.hit_if(Mark::OutcomeUnknown, e.outcome_unknown()),
+            (_, Ok(_)) => {}
+        }
+    }
+}

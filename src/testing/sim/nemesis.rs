@@ -1,0 +1,332 @@
+//! Faults: when the next one of each kind comes, what it does, and when it ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use super::life::Crash;
+use super::machine::{DATA, Life, Machine, Mischief};
+use super::marks::{Mark, Marks};
+use super::plan::{FAULTS, Knob};
+use super::schedule::{MS, SECOND, Time};
+use super::world::{What, World};
+use crate::testing::rng::Rng;
+use crate::testing::vfs::Fault;
+use crate::types::NodeId;
+use crate::vfs::Vfs;
+
+/// What the faults have done that is not over.
+#[derive(Default)]
+pub(super) struct Nemesis {
+    count: u64,
+    /// Disks that are going to fail, or have.
+    armed: BTreeMap<NodeId, Knob>,
+    /// Stores that were told to fail.
+    mischievous: BTreeSet<NodeId>,
+    /// Disks on which a bit has flipped since they were new.
+    rotten: BTreeSet<NodeId>,
+    /// The next write, or the next turn, of anybody ends in a loss of power.
+    after_write: bool,
+    after_send: bool,
+    /// Leaders whose disk stalls: node, its life, the fault.
+    stalled: Vec<(NodeId, u64, u64)>,
+}
+
+impl Nemesis {
+    pub(super) fn crashes_after_write(&mut self, rng: &mut Rng) -> bool {
+        self.after_write && rng.one_in(3) && std::mem::take(&mut self.after_write)
+    }
+
+    pub(super) fn crashes_after_send(&mut self, rng: &mut Rng) -> bool {
+        self.after_send && rng.one_in(5) && std::mem::take(&mut self.after_send)
+    }
+
+    /// Whether a node had to stop: a fault was meant for it.
+    pub(super) fn expects_stop(&mut self, id: NodeId, _reason: &str, marks: &mut Marks) -> bool {
+        match self.armed.get(&id) {
+            Some(Knob::DiskFull) => marks.hit(Mark::DiskFullStops),
+            Some(_) => marks.hit(Mark::DiskErrorStops),
+            None => {}
+        }
+        self.armed.contains_key(&id) || self.mischievous.contains(&id) || self.is_rotten(id)
+    }
+
+    pub(super) fn is_rotten(&self, id: NodeId) -> bool {
+        self.rotten.contains(&id)
+    }
+
+    /// A process has ended: what was meant for it is over.
+    pub(super) fn forget(&mut self, id: NodeId) {
+        self.armed.remove(&id);
+        self.mischievous.remove(&id);
+    }
+
+    pub(super) fn new_disk(&mut self, id: NodeId) {
+        self.rotten.remove(&id);
+    }
+
+    pub(super) fn heal(&mut self) {
+        (self.after_write, self.after_send) = (false, false);
+    }
+}
+
+impl World {
+    pub(super) fn start_nemesis(&mut self) {
+        for &knob in FAULTS {
+            if self.plan.get(knob) > 0 && is_event(knob) {
+                self.plan_fault(knob);
+            }
+        }
+        self.schedule.after(300 * MS, What::Churn);
+    }
+
+    fn plan_fault(&mut self, knob: Knob) {
+        let mean = self.plan.get(knob) * MS;
+        let gap = mean / 4 + self.chance.fault.below(mean * 3 / 2);
+        self.schedule.after(gap, What::Fault(knob));
+    }
+
+    pub(super) fn fault(&mut self, knob: Knob) {
+        if self.healed {
+            return;
+        }
+        self.plan_fault(knob);
+        self.nemesis.count += 1;
+        let number = self.nemesis.count;
+        if self.plan.left_out.contains(&number) {
+            return;
+        }
+        self.stats.fault(knob);
+        self.note(|| format!("fault {number}: {}", knob.name()));
+        match knob {
+            Knob::Cut | Knob::OneWay | Knob::Bridge | Knob::Clog => self.partition(knob, number),
+            Knob::Kill | Knob::Power | Knob::KillLeader | Knob::Blackout => self.kill(knob),
+            Knob::Pause | Knob::Stall | Knob::StoreHang => self.slow_down(knob, number),
+            Knob::DiskError | Knob::DiskFull => self.arm_disk(knob),
+            Knob::Rot => self.rot(),
+            Knob::Wipe => self.wipe(),
+            Knob::StoreError | Knob::StorePanic => self.make_mischief(knob),
+            Knob::Transfer | Knob::Join | Knob::Remove | Knob::RemoveLeader | Knob::Move => {
+                self.change_members(knob);
+            }
+            Knob::Burst => {
+                let count = 20 + self.chance.fault.below(200);
+                if let Some(id) = self.any_up() {
+                    self.burst(id, count);
+                }
+            }
+            other => unreachable!("{} is a rate", other.name()),
+        }
+    }
+
+    pub(super) fn any_up(&mut self) -> Option<NodeId> {
+        let up = self.up();
+        up.get(self.chance.fault.below(up.len() as u64) as usize).copied()
+    }
+
+    fn any(&mut self) -> NodeId {
+        let ids: Vec<NodeId> = self.machines.keys().copied().collect();
+        ids[self.chance.fault.below(ids.len() as u64) as usize]
+    }
+
+    fn while_it_lasts(&mut self, longest: Time) -> Time {
+        let shortest = 100 * MS;
+        let span = [SECOND, longest][self.chance.fault.below(2) as usize];
+        shortest + self.chance.fault.below(span)
+    }
+
+    fn partition(&mut self, knob: Knob, number: u64) {
+        let ids: Vec<NodeId> = self.machines.keys().copied().collect();
+        let lasts = self.while_it_lasts(10 * SECOND);
+        match knob {
+            Knob::Cut => {
+                let inside: BTreeSet<NodeId> =
+                    ids.iter().copied().filter(|_| self.chance.fault.one_in(2)).collect();
+                for &a in &ids {
+                    for &b in ids.iter().filter(|b| inside.contains(b) != inside.contains(&a)) {
+                        self.net.cut(a, b, number);
+                    }
+                }
+            }
+            Knob::OneWay => {
+                let a = self.any();
+                let all = self.chance.fault.one_in(2);
+                let outgoing = self.chance.fault.one_in(2);
+                let b = self.any();
+                for &other in ids.iter().filter(|o| all || **o == b) {
+                    let (from, to) = if outgoing { (a, other) } else { (other, a) };
+                    self.net.cut(from, to, number);
+                    self.hit(Mark::OneWayCut);
+                }
+            }
+            Knob::Bridge => {
+                let hub = self.any();
+                for &a in ids.iter().filter(|a| **a != hub) {
+                    for &b in ids.iter().filter(|b| **b != hub) {
+                        self.net.cut(a, b, number);
+                    }
+                }
+                self.hit(Mark::Bridged);
+            }
+            _ => {
+                let (a, b) = (self.any(), self.any());
+                let until = self.now() + lasts.min(3 * SECOND);
+                self.net.clog(a, b, until);
+            }
+        }
+        self.schedule.after(lasts, What::Mend(number));
+    }
+
+    pub(super) fn mend(&mut self, fault: u64) {
+        self.net.mend(fault);
+        let over = |s: &&(NodeId, u64, u64)| s.2 == fault;
+        let stalled: Vec<_> = self.nemesis.stalled.iter().filter(over).copied().collect();
+        for (id, epoch, _) in stalled {
+            let deposed = self.alive(id, epoch).is_some_and(|r| !r.node.probe().leads);
+            self.marks.hit_if(Mark::StallDeposes, deposed);
+        }
+        self.nemesis.stalled.retain(|s| s.2 != fault);
+    }
+
+    fn kill(&mut self, knob: Knob) {
+        match knob {
+            Knob::Blackout => {
+                self.hit(Mark::Blackout);
+                self.up().into_iter().for_each(|id| self.crash(id, Crash::Power));
+            }
+            Knob::KillLeader => {
+                let how = [Crash::Kill, Crash::Power][self.chance.fault.below(2) as usize];
+                if let Some(id) = self.leader() {
+                    self.crash(id, how);
+                }
+            }
+            Knob::Power => match self.chance.fault.below(4) {
+                0 => self.nemesis.after_write = true,
+                1 => self.nemesis.after_send = true,
+                _ => self.any_up().into_iter().for_each(|id| self.crash(id, Crash::Power)),
+            },
+            _ => self.any_up().into_iter().for_each(|id| self.crash(id, Crash::Kill)),
+        }
+    }
+
+    fn slow_down(&mut self, knob: Knob, number: u64) {
+        let leader = self.leader().filter(|_| self.chance.fault.one_in(2));
+        let Some(id) = leader.or_else(|| self.any_up()) else { return };
+        let lasts = self.while_it_lasts(6 * SECOND);
+        let until = self.now() + lasts;
+        let leads = self.at(id).leads();
+        let election = self.config.election_timeout().as_micros() as Time;
+        match knob {
+            Knob::Pause => {
+                self.at(id).paused_until = until;
+                self.marks.hit_if(Mark::PausedLeader, leads && lasts > 2 * election);
+                self.schedule.at(until, What::Resume(id));
+            }
+            Knob::Stall => {
+                self.at(id).stalled_until = until;
+                if leads {
+                    let epoch = self.at(id).epoch;
+                    self.nemesis.stalled.push((id, epoch, number));
+                }
+                self.schedule.at(until, What::Mend(number));
+            }
+            _ => {
+                self.at(id).store_hangs_until = until;
+                self.hit(Mark::StoreHangs);
+            }
+        }
+    }
+
+    pub(super) fn resume(&mut self, id: NodeId) {
+        self.wake(id);
+    }
+
+    fn arm_disk(&mut self, knob: Knob) {
+        let Some(id) = self.any_up() else { return };
+        let fault = match knob {
+            Knob::DiskFull => Fault::Full,
+            _ => [Fault::Io, Fault::Short][self.chance.fault.below(2) as usize],
+        };
+        let nth = 1 + self.chance.fault.below(12);
+        self.at(id).vfs.fail_at(nth, fault);
+        self.nemesis.armed.insert(id, knob);
+    }
+
+    fn make_mischief(&mut self, knob: Knob) {
+        let Some(id) = self.any_up() else { return };
+        let what = if knob == Knob::StorePanic { Mischief::Panic } else { Mischief::Fail };
+        if let Some(r) = self.at(id).running() {
+            r.mischief = Some(what);
+            self.nemesis.mischievous.insert(id);
+        }
+    }
+
+    /// Whether the cluster can do without this disk for good: everybody else's holds everything.
+    fn can_lose(&mut self, id: NodeId) -> bool {
+        if self.churn.is_busy() {
+            return false;
+        }
+        let held = self.machines.values().filter_map(|m| m.node()?.members());
+        let mut all: Vec<_> = held.map(|m| m.conf_state.clone()).collect();
+        all.extend(self.oracle.memberships.values().rev().take(2).map(|m| m.conf_state.clone()));
+        let intact = |raft_id: &u64| {
+            let home = self.net.homes.get(raft_id).and_then(|home| self.machines.get(home));
+            home.is_some_and(|m| {
+                let lost = matches!(m.life, Life::Out | Life::Joining) || m.rotten;
+                m.id != id && m.raft_id == Some(*raft_id) && !lost
+            })
+        };
+        all.iter().all(|c| c.voters.iter().filter(|v| intact(v)).count() > c.voters.len() / 2)
+    }
+
+    /// A disk is lost for good.
+    fn wipe(&mut self) {
+        let id = self.any();
+        let member = self.at(id).raft_id.is_some();
+        if member && !matches!(self.at(id).life, Life::Out | Life::Joining) && self.can_lose(id) {
+            self.end_process(id);
+            self.at(id).life = Life::Out;
+            self.note(|| format!("node {id} loses its disk"));
+        }
+    }
+
+    /// A bit flips on the disk of a machine that is down.
+    fn rot(&mut self) {
+        let id = self.any();
+        let member = self.at(id).raft_id.is_some();
+        if !member || matches!(self.at(id).life, Life::Out | Life::Joining) || !self.can_lose(id) {
+            return;
+        }
+        self.crash(id, Crash::Kill);
+        let m = self.at(id);
+        let vfs = m.vfs.clone();
+        let dirs = [PathBuf::from(DATA), PathBuf::from(DATA).join("snapshots")];
+        let mut files: Vec<PathBuf> = Vec::new();
+        for dir in dirs {
+            let names = vfs.list(&dir).unwrap_or_default();
+            files.extend(names.into_iter().map(|n| dir.join(n)));
+        }
+        let Some(path) = files.get(self.chance.fault.below(files.len() as u64) as usize) else {
+            return;
+        };
+        let mut bytes = vfs.contents(path).unwrap_or_default();
+        let at = self.chance.fault.below(bytes.len() as u64) as usize;
+        let bit = self.chance.fault.below(8);
+        let Some(byte) = bytes.get_mut(at) else { return };
+        *byte ^= 1 << bit;
+        vfs.set_contents(path, bytes);
+        self.note(|| format!("node {id}: bit {bit} of byte {at} of {} flips", path.display()));
+        self.at(id).rotten = true;
+        self.nemesis.rotten.insert(id);
+    }
+}
+
+/// Whether a knob gives times between faults, and not a rate.
+fn is_event(knob: Knob) -> bool {
+    let rates = [Knob::Loss, Knob::Duplicate, Knob::Reorder, Knob::SlowLink, Knob::Skew];
+    !rates.contains(&knob)
+}
+
+/// Whether a machine takes part in the cluster, running or not.
+pub(super) fn takes_part(m: &Machine) -> bool {
+    m.raft_id.is_some() && matches!(m.life, Life::Running(_) | Life::Down)
+}

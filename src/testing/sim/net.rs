@@ -1,0 +1,190 @@
+//! The network: two ordered lanes per direction, as the transport has them; then whatever the
+//! faults make of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::calls::Envelope;
+use super::plan::Knob;
+use super::schedule::{MS, Time};
+use super::world::{What, World};
+use crate::node::event::Event;
+use crate::types::{Message, NodeId, RaftId};
+
+/// Something under way.
+#[derive(Debug)]
+pub(super) struct Packet {
+    pub(super) from: NodeId,
+    pub(super) to: NodeId,
+    /// The connection that it is on ends with the process behind it.
+    to_epoch: u64,
+    /// How often the link had been cut when it was sent.
+    cuts: u64,
+    load: Load,
+}
+
+#[derive(Debug)]
+enum Load {
+    Raft { from: RaftId, message: Box<Message> },
+    Call(Envelope),
+}
+
+/// The state of every link.
+#[derive(Debug, Default)]
+pub(super) struct Net {
+    /// Reasons why a direction is cut, by the number of the fault.
+    cut: BTreeMap<(NodeId, NodeId), BTreeSet<u64>>,
+    cuts: BTreeMap<(NodeId, NodeId), u64>,
+    /// Until when nothing arrives on a direction.
+    clogged: BTreeMap<(NodeId, NodeId), Time>,
+    /// When the last message of a lane arrives.
+    last: BTreeMap<(NodeId, NodeId, bool), Time>,
+    /// Where a raft id is.
+    pub(super) homes: BTreeMap<RaftId, NodeId>,
+}
+
+impl Net {
+    pub(super) fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
+        self.cut.contains_key(&(from, to))
+    }
+
+    pub(super) fn cut(&mut self, from: NodeId, to: NodeId, fault: u64) {
+        if from != to {
+            self.cut.entry((from, to)).or_default().insert(fault);
+            *self.cuts.entry((from, to)).or_default() += 1;
+        }
+    }
+
+    pub(super) fn clog(&mut self, from: NodeId, to: NodeId, until: Time) {
+        self.clogged.insert((from, to), until);
+    }
+
+    /// Ends a fault.
+    pub(super) fn mend(&mut self, fault: u64) {
+        self.cut.retain(|_, faults| {
+            faults.remove(&fault);
+            !faults.is_empty()
+        });
+    }
+
+    /// Ends every fault.
+    pub(super) fn heal(&mut self) {
+        self.cut.clear();
+        self.clogged.clear();
+    }
+
+    fn cuts(&self, from: NodeId, to: NodeId) -> u64 {
+        self.cuts.get(&(from, to)).copied().unwrap_or(0)
+    }
+}
+
+impl World {
+    /// A raft message leaves a node.
+    pub(super) fn send(&mut self, id: NodeId, message: Message) {
+        self.oracle.leaves(id, &message);
+        self.stats.messages += 1;
+        let Some(to) = self.net.homes.get(&message.to()).copied() else { return };
+        let Some(from) = self.at(id).raft_id else { return };
+        let copy = self.chance.net.below(1000) < self.fault_rate(Knob::Duplicate);
+        if copy {
+            self.stats.fault(Knob::Duplicate);
+            let load = Load::Raft { from, message: Box::new(message.clone()) };
+            let delay = Self::around(&mut self.chance.net, 50 * MS);
+            self.post(id, to, load, false, delay);
+        }
+        let bulk = message.is_bulk();
+        self.post(id, to, Load::Raft { from, message: Box::new(message) }, bulk, 0);
+    }
+
+    /// Sends a request or an answer; gives it back when there is no connection.
+    pub(super) fn send_call(
+        &mut self,
+        from: NodeId,
+        to: NodeId,
+        envelope: Envelope,
+    ) -> Result<(), Envelope> {
+        let there = self.machines.get(&to).is_some_and(super::machine::Machine::is_up);
+        if !there || self.net.is_cut(from, to) || self.net.is_cut(to, from) {
+            return Err(envelope);
+        }
+        self.post(from, to, Load::Call(envelope), false, 0);
+        Ok(())
+    }
+
+    fn post(&mut self, from: NodeId, to: NodeId, load: Load, bulk: bool, extra: Time) {
+        let to_epoch = self.machines.get(&to).map_or(0, |m| m.epoch);
+        let packet = Packet { from, to, to_epoch, cuts: self.net.cuts(from, to), load };
+        if from != to && self.net.is_cut(from, to) {
+            self.lose(packet);
+            return;
+        }
+        let at = self.now() + self.latency(from, to) + extra;
+        let ordered = self.chance.net.below(1000) >= self.fault_rate(Knob::Reorder);
+        let lane = self.net.last.entry((from, to, bulk)).or_default();
+        let at = if ordered { at.max(*lane) } else { at };
+        *lane = at.max(*lane);
+        self.schedule.at(at, What::Packet(packet));
+    }
+
+    pub(super) fn latency(&mut self, from: NodeId, to: NodeId) -> Time {
+        if from == to {
+            return 1;
+        }
+        let mut latency = Self::around(&mut self.chance.net, self.plan.get(Knob::LatencyUs));
+        if self.chance.net.below(1000) < self.fault_rate(Knob::SlowLink) {
+            latency *= 100;
+            self.stats.fault(Knob::SlowLink);
+        }
+        let clogged = self.net.clogged.get(&(from, to)).copied().unwrap_or(0);
+        latency + clogged.saturating_sub(self.now())
+    }
+
+    /// The rate of a fault of the network, unless everything is healed.
+    fn fault_rate(&self, knob: Knob) -> u64 {
+        if self.healed { 0 } else { self.plan.get(knob) }
+    }
+
+    /// A packet comes to the end of its way.
+    pub(super) fn arrive(&mut self, packet: Packet) {
+        let lost = self.net.is_cut(packet.from, packet.to)
+            || self.net.cuts(packet.from, packet.to) != packet.cuts
+            || self.chance.net.below(1000) < self.fault_rate(Knob::Loss);
+        if lost {
+            self.stats.fault(Knob::Loss);
+            return self.lose(packet);
+        }
+        let Packet { from: sender, to, to_epoch, load, .. } = packet;
+        match load {
+            Load::Raft { from, message } => {
+                let stray = self.plan.get(Knob::Duplicate) > 0;
+                let Some(m) = self.machines.get_mut(&to) else { return };
+                // The handshake names the raft id of both ends.
+                let fits = m.raft_id == Some(message.to()) && (stray || m.epoch == to_epoch);
+                let Some(r) = m.running().filter(|_| fits) else {
+                    return self.unreachable(sender, message.to());
+                };
+                r.messages.push((from, *message));
+                self.wake(to);
+            }
+            Load::Call(envelope) => {
+                if self.alive(to, to_epoch).is_some() {
+                    self.call_arrives(to, envelope);
+                } else {
+                    self.call_is_lost(envelope.call(), "the connection broke");
+                }
+            }
+        }
+    }
+
+    /// The transport notices that a connection broke.
+    fn lose(&mut self, packet: Packet) {
+        match packet.load {
+            Load::Raft { message, .. } => self.unreachable(packet.from, message.to()),
+            Load::Call(envelope) => self.call_is_lost(envelope.call(), "the connection broke"),
+        }
+    }
+
+    fn unreachable(&mut self, id: NodeId, peer: RaftId) {
+        let epoch = self.at(id).epoch;
+        self.complete(id, epoch, Event::Unreachable { peer });
+    }
+}

@@ -1,0 +1,301 @@
+//! What must hold, looked at after every event. A violation is a panic that names the invariant:
+//! the run catches it and says which plan replays it.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::disk_model::{Contents, DiskModel};
+use super::machine::LogJob;
+use super::marks::{Mark, Marks};
+use super::schedule::Time;
+use super::subject::{DIGEST, mix};
+use crate::driver::batch::{Answers, Batch};
+use crate::error::Error;
+use crate::node::Node;
+use crate::node::probe::Probe;
+use crate::types::eraftpb::MessageType;
+use crate::types::{
+    ConfState, Incarnation, Index, MemberRole, Membership, Message, NodeId, Position, RaftId,
+    SnapshotMeta, Term,
+};
+
+/// A committed entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    term: Term,
+    digest: u64,
+}
+
+/// Everything that was ever seen of the cluster.
+#[derive(Default)]
+pub(super) struct Oracle {
+    leaders: BTreeMap<Term, RaftId>,
+    candidates: BTreeMap<Term, RaftId>,
+    /// The union of what was committed anywhere.
+    committed: BTreeMap<Index, Entry>,
+    /// The commands of each committed entry that a Store was given.
+    pub(super) log: BTreeMap<Index, Vec<Bytes>>,
+    answers: BTreeMap<Index, u64>,
+    pub(super) memberships: BTreeMap<Index, Membership>,
+    names: BTreeMap<RaftId, (NodeId, Incarnation)>,
+    homes: BTreeMap<RaftId, NodeId>,
+    disks: BTreeMap<NodeId, DiskModel>,
+    /// The configuration that each node counted by at the last look.
+    confs: BTreeMap<NodeId, ConfState>,
+    /// Each node at the last look, by the life it was in.
+    last: BTreeMap<NodeId, (u64, Probe)>,
+    /// Since when a leader has waited for a snapshot's transfer (I16).
+    pub(super) snapshot_waits: BTreeMap<(NodeId, RaftId), Time>,
+}
+
+impl Oracle {
+    /// A node after an event.
+    pub(super) fn look(&mut self, now: Time, id: NodeId, epoch: u64, node: &Node, marks: &mut Marks) {
+        let new = node.probe();
+        let old = self.last.insert(id, (epoch, new)).filter(|(e, _)| *e == epoch).map(|(_, p)| p);
+        if let Some(old) = old {
+            self.forward_only(id, &old, &new);
+            let deposed = old.leads && !new.leads && old.term == new.term;
+            marks.hit_if(Mark::StepsDown, deposed);
+        }
+        self.bounds(id, &new);
+        if new.leads {
+            self.leads(id, &new, node, marks);
+            self.waits_for_snapshots(now, id, node);
+        }
+        if new.candidate {
+            let first = *self.candidates.entry(new.term).or_insert(new.raft_id);
+            marks.hit_if(Mark::Contested, first != new.raft_id);
+        }
+        let before = old.map_or(new.compacted, |o| o.commit.max(new.compacted));
+        if new.commit > before {
+            self.commits(id, before, &new, node);
+        }
+        if old.is_none() || new.emitted != old.map_or(0, |o| o.emitted) {
+            self.confs.insert(id, node.conf());
+        }
+    }
+
+    /// I7.
+    fn forward_only(&self, id: NodeId, old: &Probe, new: &Probe) {
+        assert!(new.term >= old.term, "I7: node {id}: term {} after {}", new.term, old.term);
+        assert!(new.commit >= old.commit, "I7: node {id}: commit {} after {}", new.commit, old.commit);
+        assert!(new.emitted >= old.emitted, "I7: node {id} emits again: {old:?} then {new:?}");
+        assert!(new.compacted >= old.compacted, "I7: node {id}: compacted entries come back");
+    }
+
+    /// I8.
+    fn bounds(&self, id: NodeId, p: &Probe) {
+        assert!(p.compacted <= p.emitted, "I8: node {id}: compacted above emitted: {p:?}");
+        assert!(p.emitted <= p.commit, "I8: node {id}: emitted above commit: {p:?}");
+        assert!(p.commit <= p.last, "I8: node {id}: commit above the log: {p:?}");
+    }
+
+    /// I1, I4, H1.
+    fn leads(&mut self, id: NodeId, p: &Probe, node: &Node, marks: &mut Marks) {
+        let known = self.leaders.insert(p.term, p.raft_id);
+        assert!(known.is_none_or(|k| k == p.raft_id), "I1: {known:?} and {} lead term {}", p.raft_id, p.term);
+        if known.is_some() {
+            return;
+        }
+        let conf = node.conf();
+        let votes = conf.voters.contains(&p.raft_id) || conf.voters_outgoing.contains(&p.raft_id);
+        assert!(votes, "H1: node {id} leads term {} and is no voter", p.term);
+        let others = self.last.iter().any(|(other, (_, q))| *other != id && q.leads);
+        marks.hit_if(Mark::TwoLeaders, others);
+        for (index, entry) in self.committed.range(p.compacted + 1..) {
+            let found = node.term_at(*index);
+            assert_eq!(found, Some(entry.term), "I4: node {id} leads term {} without committed entry {index}", p.term);
+        }
+    }
+
+    /// I16: whoever is waited for with a snapshot gets one, or the watchdog ends the wait.
+    fn waits_for_snapshots(&mut self, now: Time, id: NodeId, node: &Node) {
+        let peers = node.peers_in_snapshot();
+        self.snapshot_waits.retain(|(who, peer), _| *who != id || peers.contains(peer));
+        for peer in peers {
+            self.snapshot_waits.entry((id, peer)).or_insert(now);
+        }
+    }
+
+    /// I3, I6: what is committed is on a quorum's disks, and never changes.
+    fn commits(&mut self, id: NodeId, before: Index, p: &Probe, node: &Node) {
+        // An entry that changes the configuration is committed by the one before.
+        let confs = [self.confs.get(&id).cloned().unwrap_or_default(), node.conf()];
+        for index in before + 1..=p.commit {
+            let (Some(term), Some((kind, data))) = (node.term_at(index), node.entry_at(index))
+            else {
+                continue;
+            };
+            let entry = Entry { term, digest: mix(DIGEST ^ u64::from(kind), &data) };
+            match self.committed.get(&index) {
+                Some(known) => {
+                    assert_eq!(*known, entry, "I6: node {id} commits another entry {index}");
+                }
+                None => {
+                    self.require_quorum(&confs, index, term);
+                    self.committed.insert(index, entry);
+                }
+            }
+        }
+    }
+
+    fn require_quorum(&self, confs: &[ConfState], index: Index, term: Term) {
+        let holds = |raft_id: &&RaftId| {
+            let disk = self.homes.get(raft_id).and_then(|home| self.disks.get(home));
+            disk.is_some_and(|d| d.durable.holds(index, term))
+        };
+        let majority = |voters: &Vec<RaftId>| {
+            voters.is_empty() || voters.iter().filter(holds).count() > voters.len() / 2
+        };
+        let held = confs.iter().any(|c| {
+            !c.voters.is_empty() && majority(&c.voters) && majority(&c.voters_outgoing)
+        });
+        assert!(held, "I6: entry {index} of term {term} is committed and on no quorum of {confs:?}");
+    }
+
+    /// I13: the same index brings the same membership everywhere; ids are never used again.
+    pub(super) fn membership(&mut self, m: &Membership, marks: &mut Marks) {
+        for member in &m.members {
+            let name = (member.node_id, member.incarnation);
+            let known = *self.names.entry(member.raft_id).or_insert(name);
+            assert_eq!(known, name, "I13: raft id {} is used again", member.raft_id);
+            self.homes.insert(member.raft_id, member.node_id);
+        }
+        if let Some(known) = self.memberships.get(&m.index) {
+            assert_eq!(known, m, "I13: two memberships at index {}", m.index);
+            return;
+        }
+        if let Some((_, before)) = self.memberships.range(..m.index).next_back() {
+            let voters = |m: &Membership| m.conf_state.voters.clone();
+            let (old, new) = (voters(before), voters(m));
+            marks.hit_if(Mark::VoterRemoved, old.iter().any(|v| !new.contains(v)));
+            let promoted = |v: &RaftId| before.role(*v) == Some(MemberRole::Learner);
+            marks.hit_if(Mark::Promoted, new.iter().any(promoted));
+            let moved = |o: &crate::types::Member| {
+                m.by_raft(o.raft_id).is_some_and(|n| n.addr != o.addr)
+            };
+            marks.hit_if(Mark::AddressChanged, before.members.iter().any(moved));
+        }
+        self.memberships.insert(m.index, m.clone());
+    }
+
+    /// A message leaves a node: R2, H6. What it says is durable there.
+    pub(super) fn leaves(&self, id: NodeId, message: &Message) {
+        use MessageType as T;
+        let Some(disk) = self.disks.get(&id).map(|d| &d.durable) else { return };
+        let m = &message.inner;
+        let (hs, kind) = (disk.hard_state, m.get_msg_type());
+        if !matches!(kind, T::MsgRequestPreVote | T::MsgRequestPreVoteResponse) {
+            assert!(m.term <= hs.term, "I9: node {id}: {kind:?} of term {} leaves, durable {hs:?}", m.term);
+        }
+        let vote = match kind {
+            T::MsgRequestVoteResponse if !m.reject => Some(m.to),
+            T::MsgRequestVote => Some(m.from),
+            _ => None,
+        };
+        if let Some(vote) = vote.filter(|_| m.term == hs.term) {
+            assert_eq!(hs.vote, vote, "I9: node {id}: its vote of term {} is not durable", m.term);
+        }
+        if kind == T::MsgAppendResponse && !m.reject {
+            let last = disk.last_index();
+            assert!(m.index <= last, "I9: node {id} acknowledges {}, durable {last}", m.index);
+        }
+    }
+
+    pub(super) fn write_begins(&mut self, id: NodeId, job: &LogJob) {
+        self.disks.entry(id).or_default().begin(job.into());
+    }
+
+    /// The log has said that the oldest writes are durable; true when it replaced entries.
+    pub(super) fn write_is_done(&mut self, id: NodeId, count: usize) -> bool {
+        self.disks.entry(id).or_default().done(count)
+    }
+
+    /// What a recovery found; how much of what was under way has survived.
+    ///
+    /// # Errors
+    /// When something acknowledged is missing, or something comes back that was never written.
+    pub(super) fn recovered(&mut self, id: NodeId, found: &Contents) -> Result<usize, String> {
+        self.disks.entry(id).or_default().recovered(found)
+    }
+
+    pub(super) fn durable(&self, id: NodeId) -> Contents {
+        self.disks.get(&id).map(|d| d.durable.clone()).unwrap_or_default()
+    }
+
+    /// Index of the durable membership record.
+    pub(super) fn membership_record(&self, id: NodeId) -> Index {
+        let record = self.disks.get(&id).and_then(|d| d.durable.membership.clone());
+        record.and_then(|r| Membership::decode(r).ok()).map_or(0, |m| m.index)
+    }
+
+    pub(super) fn new_disk(&mut self, id: NodeId) {
+        self.disks.remove(&id);
+        self.last.remove(&id);
+    }
+
+    pub(super) fn process_ends(&mut self, id: NodeId) {
+        self.last.remove(&id);
+        self.snapshot_waits.retain(|(who, _), _| *who != id);
+    }
+
+    /// A Store is about to be given these: R3, R7, R8.
+    pub(super) fn emitted(&mut self, id: NodeId, batch: &Batch<'_>, marks: &mut Marks) {
+        let recorded = self.membership_record(id);
+        let mut entries: BTreeMap<Index, Vec<Bytes>> = BTreeMap::new();
+        for p in &batch.proposals {
+            entries.entry(p.index).or_default().push(Bytes::copy_from_slice(p.data));
+        }
+        for (index, commands) in entries {
+            let Some(disk) = self.disks.get(&id) else { continue };
+            let term = self.committed.get(&index).map(|e| e.term);
+            let term = term.unwrap_or_else(|| panic!("I6: node {id} applies {index}, which nobody committed"));
+            assert!(disk.durable.holds(index, term), "R3: node {id} applies {index} before it is durable");
+            let changed = self.memberships.range(..=index).next_back().map_or(0, |(i, _)| *i);
+            assert!(recorded >= changed, "R7: node {id}: record of {recorded}, the Store hears of {changed}");
+            marks.hit_if(Mark::Packed, commands.len() > 1);
+            let known = self.log.entry(index).or_insert_with(|| commands.clone());
+            assert_eq!(*known, commands, "I5: node {id} applies something else at {index}");
+        }
+    }
+
+    /// The Store's answers: I5.
+    pub(super) fn answered(&mut self, id: NodeId, batch: &Batch<'_>, answers: &Answers, marks: &mut Marks) {
+        let mut digests: BTreeMap<Index, u64> = BTreeMap::new();
+        for (p, answer) in batch.proposals.iter().zip(answers) {
+            let digest = digests.entry(p.index).or_insert(DIGEST);
+            *digest = match answer {
+                Ok(data) => mix(*digest, data),
+                Err(Error::Rejected(reason)) => {
+                    marks.hit(Mark::Rejected);
+                    mix(*digest ^ 1, reason.as_bytes())
+                }
+                Err(e) => mix(*digest ^ 2, e.to_string().as_bytes()),
+            };
+        }
+        for (index, digest) in digests {
+            let known = *self.answers.entry(index).or_insert(digest);
+            assert_eq!(known, digest, "I5: the Store of node {id} differs at {index}");
+        }
+    }
+
+    /// Index, membership and data of a snapshot are one cut.
+    pub(super) fn captured(&self, position: Position, membership: &Membership) {
+        let last = self.memberships.range(..=position.index).next_back().map(|(i, _)| *i);
+        assert_eq!(Some(membership.index), last, "a snapshot at {position:?} has another membership");
+    }
+
+    /// R11: a snapshot is restored only after its record is durable.
+    pub(super) fn installs(&self, id: NodeId, meta: &SnapshotMeta) {
+        let record = self.disks.get(&id).and_then(|d| d.durable.snapshot);
+        let durable = record.is_some_and(|r| r.position.index >= meta.position.index);
+        assert!(durable, "R11: node {id} restores {:?}, its record is {record:?}", meta.position);
+    }
+
+    /// The highest index that anybody committed.
+    pub(super) fn last_committed(&self) -> Index {
+        self.committed.last_key_value().map_or(0, |(i, _)| *i)
+    }
+}

@@ -1,0 +1,166 @@
+//! The two phases of a run: faults, then a majority that is healed and has to show that nothing
+//! was lost and that it goes on.
+
+use std::collections::BTreeSet;
+
+use super::clients::Came;
+use super::machine::{Life, Machine};
+use super::nemesis::takes_part;
+use super::plan::Knob;
+use super::schedule::{MS, SECOND, Time};
+use super::world::World;
+use crate::types::{ConfState, Membership, NodeId};
+
+/// How long a healed cluster may take to come to rest.
+const REST: Time = 120 * SECOND;
+
+impl World {
+    /// Runs the plan; panics with what did not hold.
+    pub(super) fn run(&mut self) {
+        self.found();
+        self.start_clients();
+        self.start_nemesis();
+        self.run_until(self.plan.get(Knob::Seconds) * SECOND);
+        self.heal();
+        self.demand_progress();
+        self.demand_rest();
+        self.verdict();
+    }
+
+    /// Ends every fault for a majority that chance picks; everybody else is gone for good.
+    fn heal(&mut self) {
+        self.healed = true;
+        self.note(|| "everything is healed".to_owned());
+        self.net.heal();
+        self.nemesis.heal();
+        let chosen = self.choose_majority();
+        let ids: Vec<NodeId> = self.machines.keys().copied().collect();
+        for id in ids {
+            if !chosen.contains(&id) && self.at(id).is_up() {
+                self.end_process(id);
+            }
+            let m = self.at(id);
+            (m.paused_until, m.stalled_until, m.store_hangs_until) = (0, 0, 0);
+            m.vfs.disarm();
+            if let Some(r) = m.running() {
+                r.mischief = None;
+                self.wake(id);
+            }
+        }
+        for id in chosen {
+            if matches!(self.at(id).life, Life::Down) {
+                self.boot(id);
+            }
+        }
+    }
+
+    /// Machines that are a majority of every configuration that anybody may hold.
+    fn choose_majority(&mut self) -> BTreeSet<NodeId> {
+        let usable = |m: &&Machine| takes_part(m) && !m.rotten;
+        let mut rest: Vec<NodeId> = self.machines.values().filter(usable).map(|m| m.id).collect();
+        // While members change, nobody can tell which configuration comes next: all are needed.
+        if self.plan.has_churn() {
+            return rest.into_iter().collect();
+        }
+        let confs = self.configurations(&rest);
+        let mut chosen = BTreeSet::new();
+        while !rest.is_empty() && !confs.iter().all(|c| self.is_majority(c, &chosen)) {
+            let at = self.chance.fault.below(rest.len() as u64) as usize;
+            chosen.insert(rest.swap_remove(at));
+        }
+        chosen
+    }
+
+    fn configurations(&self, ids: &[NodeId]) -> Vec<ConfState> {
+        let mut confs = Vec::new();
+        for id in ids {
+            let record = self.oracle.durable(*id).membership;
+            confs.extend(record.and_then(|r| Membership::decode(r).ok()).map(|m| m.conf_state));
+            let held = self.machines[id].node().and_then(|n| n.members());
+            confs.extend(held.map(|m| m.conf_state.clone()));
+        }
+        confs
+    }
+
+    fn is_majority(&self, conf: &ConfState, chosen: &BTreeSet<NodeId>) -> bool {
+        let home = |raft_id: &&u64| {
+            self.net.homes.get(raft_id).is_some_and(|home| {
+                chosen.contains(home) && self.machines[home].raft_id == Some(**raft_id)
+            })
+        };
+        conf.voters.iter().filter(home).count() > conf.voters.len() / 2
+    }
+
+    /// I15: a leader within ten election timeouts, a fresh write within twenty.
+    fn demand_progress(&mut self) {
+        let timeout = 2 * self.config.election_timeout().as_micros() as Time;
+        let healed = self.now();
+        while self.settled_leader().is_none() {
+            assert!(self.now() < healed + 10 * timeout, "I15: no leader after healing: {}", self.picture());
+            self.run_until(self.now() + 100 * MS);
+        }
+        let written = self.clients.done.len();
+        while !self.has_written(written, healed) {
+            assert!(self.now() < healed + 20 * timeout, "I15: no write after healing: {}", self.picture());
+            if let Some(id) = self.any_up() {
+                self.fresh_write(id);
+            }
+            self.run_until(self.now() + SECOND);
+        }
+    }
+
+    fn settled_leader(&self) -> Option<NodeId> {
+        let id = self.leader()?;
+        self.machines[&id].node()?.is_settled_leader().then_some(id)
+    }
+
+    /// Whether a write that began after healing was acknowledged.
+    fn has_written(&self, from: usize, since: Time) -> bool {
+        let new = self.clients.done.get(from..).unwrap_or_default();
+        new.iter().any(|r| {
+            r.invoked >= since
+                && matches!(r.ask, super::clients::Ask::Write(_))
+                && matches!(r.came, Came::Ok(_) | Came::Rejected(_))
+        })
+    }
+
+    /// Every member that runs comes to hold and to have applied the whole log of the leader.
+    fn demand_rest(&mut self) {
+        let end = self.now() + REST;
+        while !(self.clients.is_idle() && self.is_at_rest()) {
+            assert!(self.now() < end, "the healed cluster never comes to rest: {}", self.picture());
+            self.run_until(self.now() + 100 * MS);
+        }
+    }
+
+    fn is_at_rest(&self) -> bool {
+        let Some(leader) = self.settled_leader().and_then(|id| self.machines[&id].node()) else {
+            return false;
+        };
+        let last = leader.probe().last;
+        let Some(members) = leader.members() else { return false };
+        let member = |m: &&Machine| m.raft_id.is_some_and(|r| members.by_raft(r).is_some());
+        self.machines.values().filter(member).all(|m| match &m.life {
+            Life::Running(r) => {
+                let p = r.node.probe();
+                p.commit == last && p.emitted == last && r.jobs.is_empty() && !p.installing
+            }
+            Life::Down | Life::Joining | Life::Out => true,
+        })
+    }
+
+    /// Everybody, in a few lines each.
+    pub(super) fn picture(&self) -> String {
+        let lines = self.machines.values().map(|m| {
+            let state = match &m.life {
+                Life::Running(r) => format!("{:?} jobs {}", r.node.probe(), r.jobs.len()),
+                Life::Down => "down".to_owned(),
+                Life::Joining => "joining".to_owned(),
+                Life::Out => "out".to_owned(),
+            };
+            let conf = m.node().and_then(|n| n.members()).map(|m| m.conf_state.clone());
+            format!("\n  machine {} ({:?}): {state}; {conf:?}", m.id, m.raft_id)
+        });
+        lines.collect()
+    }
+}

@@ -1,0 +1,169 @@
+//! What a run, and many runs together, came to.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::marks::Marks;
+use super::plan::{FAULTS, Knob, Plan};
+use super::schedule::{SECOND, Time};
+use super::subject::mix;
+use crate::node::probe::Probe;
+use crate::types::NodeId;
+
+/// Counts of one run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Events that happened.
+    pub events: u64,
+    /// Raft messages that were sent.
+    pub messages: u64,
+    /// Writes of logs.
+    pub syncs: u64,
+    /// Starts of nodes.
+    pub starts: u64,
+    /// Operations of clients.
+    pub operations: u64,
+    /// Operations that were answered with Ok.
+    pub succeeded: u64,
+    /// Membership changes that were asked for or happened.
+    pub changes: u64,
+    /// Identifies the run: every state of every node went into it.
+    pub digest: u64,
+    faults: Vec<u64>,
+}
+
+impl Stats {
+    pub(super) fn fault(&mut self, knob: Knob) {
+        self.faults.resize(Knob::ALL.len(), 0);
+        if let Some(count) = self.faults.get_mut(knob as usize) {
+            *count += 1;
+        }
+    }
+
+    pub(super) fn digest(&mut self, now: Time, id: NodeId, p: &Probe) {
+        let all = [now, id, p.term, p.commit, p.last, p.emitted, p.leader, p.compacted];
+        self.digest = all.iter().fold(self.digest, |d, n| mix(d, &n.to_le_bytes()));
+    }
+
+    /// How many faults of a kind there were.
+    pub fn faults(&self, knob: Knob) -> u64 {
+        self.faults.get(knob as usize).copied().unwrap_or(0)
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.events += other.events;
+        self.messages += other.messages;
+        self.syncs += other.syncs;
+        self.starts += other.starts;
+        self.operations += other.operations;
+        self.succeeded += other.succeeded;
+        self.changes += other.changes;
+        // Runs end in any order when several threads share them.
+        self.digest = self.digest.wrapping_add(other.digest);
+        self.faults.resize(Knob::ALL.len(), 0);
+        for (count, more) in self.faults.iter_mut().zip(&other.faults) {
+            *count += more;
+        }
+    }
+}
+
+/// A run in which everything held.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// What was run.
+    pub plan: Plan,
+    /// Its virtual time in microseconds.
+    pub simulated: Time,
+    /// Counts.
+    pub stats: Stats,
+    /// What was met.
+    pub marks: Marks,
+}
+
+/// A run in which something did not hold.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// What was run; replays it.
+    pub plan: Plan,
+    /// When it failed, in virtual microseconds.
+    pub at: Time,
+    /// What did not hold.
+    pub reason: String,
+    /// What happened before, if it was recorded.
+    pub trace: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.at as f64 / SECOND as f64;
+        write!(f, "{}\n  after {seconds:.3} virtual seconds of the plan\n  {}", self.reason, self.plan)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Many runs together.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// Runs.
+    pub seeds: u64,
+    /// Runs in which members came and went.
+    pub churned: u64,
+    /// Virtual microseconds.
+    pub simulated: Time,
+    /// Counts.
+    pub stats: Stats,
+    /// What was met.
+    pub marks: Marks,
+}
+
+impl Summary {
+    /// Adds a run.
+    pub fn add(&mut self, report: &Report) {
+        self.seeds += 1;
+        self.churned += u64::from(report.plan.has_churn());
+        self.simulated += report.simulated;
+        self.stats.add(&report.stats);
+        self.marks.add(&report.marks);
+    }
+
+    /// Adds other runs.
+    pub fn merge(&mut self, other: &Self) {
+        self.seeds += other.seeds;
+        self.churned += other.churned;
+        self.simulated += other.simulated;
+        self.stats.add(&other.stats);
+        self.marks.add(&other.marks);
+    }
+
+    /// Virtual hours.
+    pub fn hours(&self) -> f64 {
+        self.simulated as f64 / SECOND as f64 / 3600.0
+    }
+
+    /// One line for people: what was run, in how much time.
+    pub fn line(&self, wall: Duration, threads: usize) -> String {
+        let s = &self.stats;
+        let real = wall.as_secs_f64().max(1e-9);
+        let ratio = self.simulated as f64 / SECOND as f64 / real / threads.max(1) as f64;
+        let kinds = FAULTS.iter().filter(|k| s.faults(**k) > 0);
+        let kinds: Vec<String> =
+            kinds.map(|k| format!("{} {}", k.name(), s.faults(*k))).collect();
+        format!(
+            "{} seeds ({} with churn), {:.1} simulated hours in {real:.0} s, {ratio:.0}x real time \
+             per core; {} operations ({} ok), {} membership changes, {} starts, {} messages, {} \
+             log writes; faults: {}; digest {:016x}",
+            self.seeds,
+            self.churned,
+            self.hours(),
+            s.operations,
+            s.succeeded,
+            s.changes,
+            s.starts,
+            s.messages,
+            s.syncs,
+            kinds.join(", "),
+            s.digest,
+        )
+    }
+}

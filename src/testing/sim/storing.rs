@@ -1,0 +1,190 @@
+//! The apply task of each machine, over the real Store: applies, queries, captures, installs, in
+//! the order in which they were emitted.
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use futures::FutureExt;
+
+use super::machine::Mischief;
+use super::marks::Mark;
+use super::plan::Knob;
+use super::schedule::Time;
+use super::world::{What, World};
+use crate::driver::batch::{Batch, answer, judge};
+use crate::driver::capture::write_snapshot;
+use crate::error::Error;
+use crate::node::effect::{Committed, Effect};
+use crate::node::event::{Applied, Event, Read};
+use crate::types::{Membership, NodeId, Position, SnapshotMeta};
+
+/// How a call of a Store ends for its node.
+type Ended = Result<(), String>;
+
+impl World {
+    pub(super) fn store_job(&mut self, id: NodeId, job: Effect) {
+        let Some(r) = self.at(id).running() else { return };
+        r.jobs.push_back(job);
+        self.start_store(id);
+    }
+
+    fn start_store(&mut self, id: NodeId) {
+        let delay = Self::around(&mut self.chance.disk, self.plan.get(Knob::StoreUs));
+        let now = self.now();
+        let m = self.at(id);
+        let at = (now + delay).max(m.store_hangs_until).max(m.paused_until);
+        let epoch = m.epoch;
+        let Some(r) = m.running().filter(|r| !r.store_busy && !r.jobs.is_empty()) else { return };
+        r.store_busy = true;
+        self.schedule.at(at, What::Stored(id, epoch));
+    }
+
+    pub(super) fn stored(&mut self, id: NodeId, epoch: u64) {
+        let now = self.now();
+        let m = self.at(id);
+        let until: Time = m.store_hangs_until.max(m.paused_until);
+        let Some(r) = self.alive(id, epoch) else { return };
+        if until > now {
+            self.schedule.at(until, What::Stored(id, epoch));
+            return;
+        }
+        r.store_busy = false;
+        let ended = match r.jobs.pop_front() {
+            Some(Effect::Apply(entries)) => self.apply(id, epoch, entries),
+            Some(Effect::Query(reads)) => self.query(id, reads),
+            Some(Effect::Capture { position, membership }) => {
+                self.capture(id, epoch, position, membership)
+            }
+            Some(Effect::Install { meta }) => self.install(id, epoch, &meta),
+            Some(other) => unreachable!("not a job of the Store: {other:?}"),
+            None => Ok(()),
+        };
+        match ended {
+            Ok(()) => self.start_store(id),
+            Err(reason) => self.stopped(id, &reason),
+        }
+        self.collect(id);
+    }
+
+    fn apply(&mut self, id: NodeId, epoch: u64, mut entries: Vec<Committed>) -> Ended {
+        let skip = BTreeSet::new();
+        let mut rest = entries.as_mut_slice();
+        while !rest.is_empty() {
+            let Some(r) = self.machines.get_mut(&id).and_then(|m| m.running()) else { break };
+            let mischief = r.mischief.take();
+            let batch = Batch::new(rest, &skip, r.applied).map_err(|e| e.to_string())?;
+            let (counts, last) = (batch.counts.clone(), batch.last);
+            self.oracle.emitted(id, &batch, &mut self.marks);
+            let answers = match mischief {
+                Some(Mischief::Panic) => Err(Box::new("as told") as Box<_>),
+                Some(Mischief::Fail) => Ok(vec![Err(Error::fatal("as told"))]),
+                None => catch_unwind(AssertUnwindSafe(|| {
+                    wait(&self.runtime, r.store.apply_batch(&batch.proposals))
+                })),
+            };
+            let (answers, failure) = judge(&batch.proposals, answers);
+            if failure.is_none() {
+                self.oracle.answered(id, &batch, &answers, &mut self.marks);
+            }
+            drop(batch);
+            let failed = failure.as_ref().map(|(index, _)| *index);
+            answer(rest, &counts, answers, &skip, failed);
+            if let Some((_, error)) = failure {
+                self.marks.hit_if(Mark::StoreErrorStops, mischief == Some(Mischief::Fail));
+                self.marks.hit_if(Mark::StorePanicStops, mischief == Some(Mischief::Panic));
+                return Err(error.to_string());
+            }
+            r.applied = last;
+            self.complete(id, epoch, Event::Applied { index: last });
+            rest = rest.get_mut(counts.len()..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    fn query(&mut self, id: NodeId, reads: Vec<Read>) -> Ended {
+        let Some(r) = self.machines.get_mut(&id).and_then(|m| m.running()) else { return Ok(()) };
+        let index = r.applied;
+        for Read { query, reply, .. } in reads {
+            let Some(query) = query else {
+                reply.send(Ok(Applied { index, data: Vec::new() }));
+                continue;
+            };
+            let data = wait(&self.runtime, r.store.query(&query));
+            reply.send(data.map(|data| Applied { index, data }));
+        }
+        Ok(())
+    }
+
+    fn capture(
+        &mut self,
+        id: NodeId,
+        epoch: u64,
+        position: Position,
+        membership: Membership,
+    ) -> Ended {
+        self.oracle.captured(position, &membership);
+        let delay = Self::around(&mut self.chance.disk, 4 * self.plan.get(Knob::DiskUs));
+        let Some(r) = self.machines.get_mut(&id).and_then(|m| m.running()) else { return Ok(()) };
+        r.applied = r.applied.max(position.index);
+        match wait(&self.runtime, r.store.snapshot()) {
+            Ok(data) => {
+                r.captures += 1;
+                let what = What::Captured(id, epoch, position, Box::new(membership), data);
+                self.schedule.after(delay, what);
+            }
+            Err(_) => self.complete(id, epoch, Event::SnapshotFailed),
+        }
+        Ok(())
+    }
+
+    /// The captured state gets its turn on the disk.
+    pub(super) fn captured(
+        &mut self,
+        id: NodeId,
+        epoch: u64,
+        position: Position,
+        membership: Membership,
+        data: &[u8],
+    ) {
+        let now = self.now();
+        let stalled = self.at(id).stalled_until;
+        let Some(r) = self.alive(id, epoch) else { return };
+        if stalled > now {
+            let what =
+                What::Captured(id, epoch, position, Box::new(membership), data.to_vec());
+            self.schedule.at(stalled, what);
+            return;
+        }
+        r.captures -= 1;
+        let event = match write_snapshot(&r.snapshots, position, membership, data) {
+            Ok(meta) => Event::SnapshotBuilt { meta },
+            Err(_) => {
+                self.hit(Mark::SnapshotFailed);
+                Event::SnapshotFailed
+            }
+        };
+        self.complete(id, epoch, event);
+    }
+
+    fn install(&mut self, id: NodeId, epoch: u64, meta: &SnapshotMeta) -> Ended {
+        self.oracle.installs(id, meta);
+        let index = meta.position.index;
+        let Some(r) = self.machines.get_mut(&id).and_then(|m| m.running()) else { return Ok(()) };
+        let reader = r.snapshots.open_snapshot(meta.position);
+        let data = reader.and_then(|r| r.read_all()).map_err(|e| e.to_string())?;
+        wait(&self.runtime, r.store.restore(&data)).map_err(|e| e.to_string())?;
+        r.applied = index;
+        self.hit(Mark::SnapshotInstalled);
+        self.complete(id, epoch, Event::Installed { index });
+        Ok(())
+    }
+}
+
+/// The outcome of a Store's call; most are ready at once.
+pub(super) fn wait<F: Future>(runtime: &tokio::runtime::Runtime, call: F) -> F::Output {
+    let mut call = Box::pin(call);
+    match call.as_mut().now_or_never() {
+        Some(output) => output,
+        None => runtime.block_on(call),
+    }
+}
