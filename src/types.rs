@@ -230,12 +230,19 @@ impl ConfState {
 }
 
 impl From<&eraftpb::ConfState> for ConfState {
+    /// In ascending order: the engine's depends on the order in which members came, which a
+    /// replica that started from a snapshot does not know.
     fn from(c: &eraftpb::ConfState) -> Self {
+        let sorted = |ids: &[RaftId]| {
+            let mut ids = ids.to_vec();
+            ids.sort_unstable();
+            ids
+        };
         Self {
-            voters: c.voters.clone(),
-            learners: c.learners.clone(),
-            voters_outgoing: c.voters_outgoing.clone(),
-            learners_next: c.learners_next.clone(),
+            voters: sorted(&c.voters),
+            learners: sorted(&c.learners),
+            voters_outgoing: sorted(&c.voters_outgoing),
+            learners_next: sorted(&c.learners_next),
             auto_leave: c.auto_leave,
         }
     }

@@ -99,8 +99,6 @@ pub(crate) struct EventLoop {
     for_store: Vec<Job>,
     /// Appends were handed to the transport since the log was woken.
     sent_appends: bool,
-    /// It has applied its own removal.
-    departs: bool,
 }
 
 impl EventLoop {
@@ -117,7 +115,6 @@ impl EventLoop {
             drain_until: None,
             for_store: Vec::new(),
             sent_appends: false,
-            departs: false,
         }
     }
 
@@ -241,8 +238,7 @@ impl EventLoop {
     fn set_peers(&mut self, membership: Membership) {
         let identity = self.shared.view().identity;
         let me = identity.and_then(|i| i.cluster).map(|(_, me)| me);
-        if me.is_some_and(|me| membership.was_removed(me)) && !self.departs {
-            self.departs = true;
+        if me.is_some_and(|me| membership.was_removed(me)) {
             tokio::spawn(leave::depart(self.shared.clone()));
         }
         let view = View { identity, membership: Some(membership) };

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use slog::{info, warn};
 use tokio::time::Instant;
 
+use super::leave;
 use super::shared::{SMALL, Shared, View};
 use super::snapshotter::Snapshotter;
 use super::wire::{self, respond};
@@ -209,7 +210,8 @@ impl Handler for PeerHandler {
         // A member of our cluster says so, and raft ids are never used again: it is final.
         if view.cluster().is_some() {
             info!(self.shared.logger, "this node was removed from the cluster"; "told_by" => peer);
-            self.shared.end_removed();
+            self.shared.note_removal();
+            tokio::spawn(leave::depart(self.shared.clone()));
         }
     }
 

@@ -11,12 +11,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use slog::info;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::shared::{Phase, SMALL, Shared};
 use crate::error::{Error, Result};
 use crate::node::event::{Change, Event};
-use crate::types::{Identity, Membership};
+use crate::pb;
+use crate::types::{Identity, Member, MemberRole, Membership};
 
 /// Leaves the cluster and ends the node.
 pub(crate) async fn leave(shared: &Arc<Shared>, timeout: Duration) -> Result<()> {
@@ -29,17 +31,25 @@ pub(crate) async fn leave(shared: &Arc<Shared>, timeout: Duration) -> Result<()>
         }
         return Err(e);
     }
-    linger(shared).await;
+    let patience = deadline.max(Instant::now() + shared.config.election_timeout() * 2);
+    if timeout_at(patience, linger(shared)).await.is_err() {
+        return Err(Error::unknown(
+            "this node was removed, but a majority of the voters has not learned of it yet; it \
+             stays until they have",
+        ));
+    }
     shared.enter(Phase::Stopping);
     shared.reached(Phase::Ended).await;
     Ok(())
 }
 
-/// Ends a node that has applied its own removal, once the others know: a voter that has not
+/// Ends a node that has learned of its own removal, once the others know: a voter that has not
 /// heard of it yet may need this one's vote to find out.
 pub(crate) async fn depart(shared: Arc<Shared>) {
-    linger(&shared).await;
-    shared.end_removed();
+    if shared.begin_departing() {
+        linger(&shared).await;
+        shared.end_removed();
+    }
 }
 
 async fn remove_self(shared: &Arc<Shared>, deadline: Instant) -> Result<()> {
@@ -108,41 +118,70 @@ async fn step(
 
 /// Whether any other member says that this node was removed.
 async fn is_removed_elsewhere(shared: &Arc<Shared>) -> bool {
-    knowing(shared).await.0 > 0
+    knowing(shared).await.members > 0
 }
 
-/// Stays until every other member that answers knows, at most two election timeouts, so that
-/// those who have not heard yet can still hear it from here.
+/// Stays until all others know, or, when some cannot be reached for two election timeouts, until a
+/// majority of the voters knows. Without one it stays: whoever counts votes by the configuration
+/// before may need this node's (two voters, one of them removed: the other alone could never find
+/// out).
 async fn linger(shared: &Arc<Shared>) {
-    let deadline = Instant::now() + shared.config.election_timeout() * 2;
-    while Instant::now() < deadline && shared.phase() < Phase::Stopping {
-        let (know, others) = knowing(shared).await;
-        if know == others {
+    let patience = Instant::now() + shared.config.election_timeout() * 2;
+    let mut told = false;
+    while shared.phase() < Phase::Stopping {
+        let late = Instant::now() >= patience;
+        if knowing(shared).await.is_enough(late) {
             return;
         }
-        sleep(shared.config.heartbeat).await;
+        if late && !told {
+            told = true;
+            info!(shared.logger, "this node was removed, and stays until a majority knows");
+        }
+        let pause = shared.config.heartbeat;
+        sleep(if late { shared.config.election_timeout() } else { pause }).await;
     }
 }
 
-/// How many of the other members know that this node was removed, and how many there are.
-async fn knowing(shared: &Arc<Shared>) -> (usize, usize) {
+/// Who among the others knows that this node was removed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Knowing {
+    members: usize,
+    of_members: usize,
+    voters: usize,
+    of_voters: usize,
+}
+
+impl Knowing {
+    fn is_enough(self, late: bool) -> bool {
+        let all = self.members == self.of_members;
+        all || (late && self.voters > self.of_voters / 2)
+    }
+}
+
+async fn knowing(shared: &Arc<Shared>) -> Knowing {
     let view = shared.view();
-    let (Some(caller), Some((_, me)), Some(membership)) =
+    let (Some(caller), Some((cluster, me)), Some(membership)) =
         (shared.caller(), view.cluster(), view.membership.as_ref())
     else {
-        return (0, 0);
+        return Knowing::default();
     };
-    let others: Vec<String> =
-        membership.members.iter().filter(|m| m.raft_id != me).map(|m| m.addr.clone()).collect();
-    let answers = caller.infos(&others, shared.config.election_timeout()).await;
-    let know = answers
-        .into_iter()
-        .filter_map(|(_, info)| Membership::from_pb(info.membership?).ok())
-        .filter(|theirs| {
-            Some(theirs.cluster_id) == view.cluster().map(|(id, _)| id) && theirs.was_removed(me)
-        })
-        .count();
-    (know, others.len())
+    let others: Vec<&Member> = membership.members.iter().filter(|m| m.raft_id != me).collect();
+    let addrs: Vec<String> = others.iter().map(|m| m.addr.clone()).collect();
+    let answers = caller.infos(&addrs, shared.config.election_timeout()).await;
+    let knows = |info: pb::InfoAnswer| {
+        let theirs = Membership::from_pb(info.membership?).ok()?;
+        (theirs.cluster_id == cluster && theirs.was_removed(me)).then_some(())
+    };
+    let informed: Vec<String> =
+        answers.into_iter().filter_map(|(addr, info)| knows(info).map(|()| addr)).collect();
+    let votes = |m: &&&Member| membership.role(m.raft_id) == Some(MemberRole::Voter);
+    let informs = |m: &&&Member| informed.contains(&m.addr);
+    Knowing {
+        members: others.iter().filter(informs).count(),
+        of_members: others.len(),
+        voters: others.iter().filter(votes).filter(informs).count(),
+        of_voters: others.iter().filter(votes).count(),
+    }
 }
 
 #[cfg(test)]
@@ -152,7 +191,7 @@ mod tests {
     use crate::config::Config;
     use crate::driver::inbox::Classes;
     use crate::driver::shared::View;
-    use crate::types::{ClusterId, ConfState, Incarnation, Member};
+    use crate::types::{ClusterId, ConfState, Incarnation};
     use bytes::Bytes;
 
     fn member_of_two() -> Arc<Shared> {
@@ -196,6 +235,21 @@ mod tests {
             }
             sleep(Duration::from_millis(1)).await;
         }
+    }
+
+    #[test]
+    fn a_removed_node_stays_until_a_majority_knows() {
+        let knowing = |members, voters, of_voters| Knowing {
+            members,
+            of_members: of_voters + 1,
+            voters,
+            of_voters,
+        };
+        assert!(knowing(4, 3, 3).is_enough(false), "all know");
+        assert!(!knowing(3, 3, 3).is_enough(false), "a learner may still hear of it from here");
+        assert!(knowing(2, 2, 3).is_enough(true));
+        assert!(!knowing(2, 1, 3).is_enough(true), "two voters without it are no majority");
+        assert!(!knowing(0, 0, 1).is_enough(true), "the last voter needs this one's vote");
     }
 
     #[tokio::test(start_paused = true)]

@@ -87,6 +87,7 @@ pub(crate) struct Shared {
     /// Calls of `leave` whose removal is under way, or may still happen.
     leaving: AtomicUsize,
     removed: AtomicBool,
+    departing: AtomicBool,
     caller: RwLock<Option<Caller>>,
 }
 
@@ -105,6 +106,7 @@ impl Shared {
             view: RwLock::default(),
             leaving: AtomicUsize::new(0),
             removed: AtomicBool::new(false),
+            departing: AtomicBool::new(false),
             caller: RwLock::default(),
         }
     }
@@ -168,9 +170,19 @@ impl Shared {
         self.removed.load(Ordering::Acquire)
     }
 
-    /// It is certain that this node was removed: it ends.
-    pub(crate) fn end_removed(&self) {
+    /// It is certain that this node was removed.
+    pub(crate) fn note_removal(&self) {
         self.removed.store(true, Ordering::Release);
+    }
+
+    /// True for the first who sees to the end of a removed node.
+    pub(crate) fn begin_departing(&self) -> bool {
+        !self.departing.swap(true, Ordering::AcqRel)
+    }
+
+    /// The end of a node that was removed.
+    pub(crate) fn end_removed(&self) {
+        self.note_removal();
         let node = self.view().identity.map_or(0, |i| i.node_id);
         self.fatal.report(Error::Removed { node });
     }

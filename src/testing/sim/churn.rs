@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::machine::{Life, addr};
 use super::marks::Mark;
 use super::plan::Knob;
-use super::schedule::{MS, SECOND};
+use super::schedule::{MS, SECOND, Time};
 use super::world::{What, World};
 use crate::error::Result;
 use crate::node::event::{Change, Changed, Event};
@@ -32,6 +32,8 @@ pub(super) struct Churn {
     newest: Option<Membership>,
     open: BTreeMap<u64, Pending>,
     count: u64,
+    /// When a change was last asked for.
+    last_asked: Time,
     /// Times that each machine has moved.
     moves: BTreeMap<NodeId, u64>,
 }
@@ -46,6 +48,10 @@ impl Churn {
     /// Whether a change may be under way.
     pub(super) fn is_busy(&self) -> bool {
         !self.open.is_empty()
+    }
+
+    pub(super) fn last_asked(&self) -> Time {
+        self.last_asked
     }
 
     fn joins(&self, id: NodeId) -> bool {
@@ -78,8 +84,7 @@ impl World {
 
     fn was_removed(&self, id: NodeId) -> bool {
         let raft_id = self.machines.get(&id).and_then(|m| m.raft_id);
-        let newest = self.churn.newest.as_ref();
-        raft_id.is_some_and(|r| newest.is_some_and(|m| m.was_removed(r)))
+        raft_id.is_some_and(|r| self.oracle.knows_removal(r))
     }
 
     /// A removed node that was away learns of it only from an administrator, after a while.
@@ -119,12 +124,12 @@ impl World {
             Knob::Remove => {
                 let members = self.churn.newest.as_ref().map_or(Vec::new(), |m| m.members.clone());
                 let at = self.chance.fault.below(members.len() as u64) as usize;
-                if let Some(member) = members.get(at).filter(|_| !self.churn.is_busy()) {
+                if let Some(member) = members.get(at).filter(|m| self.may_remove(m.node_id)) {
                     self.ask_to_remove(member.node_id);
                 }
             }
             Knob::RemoveLeader => {
-                if let Some(id) = self.leader().filter(|_| !self.churn.is_busy()) {
+                if let Some(id) = self.leader().filter(|id| self.may_remove(*id)) {
                     self.ask_to_remove(id);
                 }
             }
@@ -133,10 +138,16 @@ impl World {
         }
     }
 
+    /// An administrator does not remove a machine while another one's disk is lost.
+    fn may_remove(&self, id: NodeId) -> bool {
+        !self.churn.is_busy() && self.can_remove(id)
+    }
+
     fn open(&mut self, node: NodeId, request: Request, event: Event) {
         self.churn.count += 1;
         let number = self.churn.count;
         self.churn.open.insert(number, Pending { node, request });
+        self.churn.last_asked = self.now();
         self.request(node, event);
         self.schedule.after(DEADLINE, What::AdminDeadline(number));
     }

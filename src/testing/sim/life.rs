@@ -135,7 +135,7 @@ impl World {
                 self.note(|| format!("node {id} starts"));
                 self.dispatch(id, epoch);
             }
-            Err(reason) if self.at(id).rotten => {
+            Err(reason) if self.nemesis.is_rotten(id) => {
                 self.hit(Mark::RotRefused);
                 self.note(|| format!("node {id} refuses its damaged disk: {reason}"));
                 self.at(id).life = Life::Out;
@@ -226,12 +226,18 @@ impl World {
     /// A node has ended by itself, as a failure makes it: its process goes on to end.
     pub(super) fn stopped(&mut self, id: NodeId, reason: &str) {
         self.note(|| format!("node {id} stops: {reason}"));
-        let told = self.nemesis.expects_stop(id, reason, &mut self.marks);
-        assert!(told, "node {id} stops without a fault: {reason}");
+        let told = self.nemesis.expects_stop(id, &mut self.marks);
+        let rotten = self.nemesis.is_rotten(id);
+        assert!(told || rotten, "node {id} stops without a fault: {reason}");
         let m = self.at(id);
         m.vfs = m.vfs.duplicate();
         self.end_process(id);
-        self.restart_later(id);
+        if told {
+            self.restart_later(id);
+        } else {
+            self.hit(Mark::RotRefused);
+            self.at(id).life = Life::Out;
+        }
     }
 
     /// Everything of a process is gone.

@@ -11,7 +11,7 @@ use super::schedule::{MS, SECOND, Time};
 use super::world::{What, World};
 use crate::testing::rng::Rng;
 use crate::testing::vfs::Fault;
-use crate::types::NodeId;
+use crate::types::{ConfState, NodeId};
 use crate::vfs::Vfs;
 
 /// What the faults have done that is not over.
@@ -41,13 +41,13 @@ impl Nemesis {
     }
 
     /// Whether a node had to stop: a fault was meant for it.
-    pub(super) fn expects_stop(&mut self, id: NodeId, _reason: &str, marks: &mut Marks) -> bool {
+    pub(super) fn expects_stop(&mut self, id: NodeId, marks: &mut Marks) -> bool {
         match self.armed.get(&id) {
             Some(Knob::DiskFull) => marks.hit(Mark::DiskFullStops),
             Some(_) => marks.hit(Mark::DiskErrorStops),
             None => {}
         }
-        self.armed.contains_key(&id) || self.mischievous.contains(&id) || self.is_rotten(id)
+        self.armed.contains_key(&id) || self.mischievous.contains(&id)
     }
 
     pub(super) fn is_rotten(&self, id: NodeId) -> bool {
@@ -260,22 +260,40 @@ impl World {
         }
     }
 
-    /// Whether the cluster can do without this disk for good: everybody else's holds everything.
-    fn can_lose(&mut self, id: NodeId) -> bool {
-        if self.churn.is_busy() {
-            return false;
-        }
+    /// Whether the cluster can do without this disk for good: a majority of the others' disks is
+    /// intact, whatever comes of the changes under way.
+    fn can_lose(&self, id: NodeId) -> bool {
+        let settled = self.churn.last_asked() + 6 * SECOND < self.now();
+        settled && !self.churn.is_busy() && self.configurations_in_force().iter().all(|c| {
+            self.intact(&c.voters, id) > c.voters.len() / 2
+        })
+    }
+
+    /// Whether the voters that are left can go on when this one is removed.
+    pub(super) fn can_remove(&self, id: NodeId) -> bool {
+        self.configurations_in_force().iter().all(|c| {
+            let is_other = |v: &&u64| self.net.homes.get(*v) != Some(&id);
+            let others = c.voters.iter().filter(is_other).count();
+            self.intact(&c.voters, id) > others / 2
+        })
+    }
+
+    fn configurations_in_force(&self) -> Vec<ConfState> {
         let held = self.machines.values().filter_map(|m| m.node()?.members());
-        let mut all: Vec<_> = held.map(|m| m.conf_state.clone()).collect();
-        all.extend(self.oracle.memberships.values().rev().take(2).map(|m| m.conf_state.clone()));
-        let intact = |raft_id: &u64| {
-            let home = self.net.homes.get(raft_id).and_then(|home| self.machines.get(home));
+        let newest = self.oracle.memberships.values().rev().take(2);
+        held.chain(newest).map(|m| m.conf_state.clone()).collect()
+    }
+
+    /// How many of these voters have an intact disk, leaving one machine out.
+    fn intact(&self, voters: &[u64], but: NodeId) -> usize {
+        let intact = |raft_id: &&u64| {
+            let home = self.net.homes.get(*raft_id).and_then(|home| self.machines.get(home));
             home.is_some_and(|m| {
                 let lost = matches!(m.life, Life::Out | Life::Joining) || m.rotten;
-                m.id != id && m.raft_id == Some(*raft_id) && !lost
+                m.id != but && m.raft_id == Some(**raft_id) && !lost
             })
         };
-        all.iter().all(|c| c.voters.iter().filter(|v| intact(v)).count() > c.voters.len() / 2)
+        voters.iter().filter(intact).count()
     }
 
     /// A disk is lost for good.

@@ -231,6 +231,20 @@ impl Oracle {
         record.and_then(|r| Membership::decode(r).ok()).map_or(0, |m| m.index)
     }
 
+    /// Whether a majority of the voters of the newest membership has it on its disk that this one
+    /// was removed: before, its vote may be needed.
+    pub(super) fn knows_removal(&self, raft_id: RaftId) -> bool {
+        let Some((_, newest)) = self.memberships.last_key_value() else { return false };
+        let knows = |voter: &&RaftId| {
+            let home = self.homes.get(*voter);
+            let disk = home.and_then(|home| self.disks.get(home));
+            let record = disk.and_then(|d| d.durable.membership.clone());
+            record.and_then(|r| Membership::decode(r).ok()).is_some_and(|m| m.was_removed(raft_id))
+        };
+        let voters = &newest.conf_state.voters;
+        newest.was_removed(raft_id) && voters.iter().filter(knows).count() > voters.len() / 2
+    }
+
     pub(super) fn new_disk(&mut self, id: NodeId) {
         self.disks.remove(&id);
         self.last.remove(&id);

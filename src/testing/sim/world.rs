@@ -301,18 +301,20 @@ impl World {
     fn set_peers(&mut self, id: NodeId, epoch: u64, membership: &Membership) {
         self.oracle.membership(membership, &mut self.marks);
         self.churn.learn(membership);
-        let Some(r) = self.alive(id, epoch) else { return };
-        if membership.was_removed(r.raft_id) {
-            // It lingers, so that the others learn of the commit from it, then ends.
-            let delay = self.config.election_timeout().as_micros() as Time;
-            self.schedule.after(delay, What::Depart(id, epoch));
+        let removed = self.alive(id, epoch).is_some_and(|r| membership.was_removed(r.raft_id));
+        if removed {
+            self.schedule.after(100 * MS, What::Depart(id, epoch));
         }
     }
 
+    /// A removed node lingers until the others know; then it ends.
     fn depart(&mut self, id: NodeId, epoch: u64) {
-        if self.alive(id, epoch).is_some() {
+        let Some(raft_id) = self.alive(id, epoch).map(|r| r.raft_id) else { return };
+        if self.oracle.knows_removal(raft_id) {
             self.end_process(id);
             self.at(id).life = Life::Out;
+        } else {
+            self.schedule.after(100 * MS, What::Depart(id, epoch));
         }
     }
 
