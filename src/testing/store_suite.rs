@@ -198,4 +198,5 @@ pub fn find_durable<S: Store>(
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;

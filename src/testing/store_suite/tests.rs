@@ -110,7 +110,7 @@ impl Sums {
         let mut disk = disk.lock().unwrap();
         match self.flaw {
             // The index is written, the state is not.
-            Flaw::NotAtomic if last % 3 == 0 => disk.1 = index,
+            Flaw::NotAtomic if last.is_multiple_of(3) => disk.1 = index,
             Flaw::NeverDurable => {}
             _ => *disk = (state, index),
         }
