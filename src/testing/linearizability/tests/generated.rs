@@ -266,7 +266,7 @@ fn checks_agree_on_longer_histories() {
 #[test]
 fn explanations_are_small() {
     let (mut found, mut named) = (0, 0);
-    for seed in 0..60 {
+    for seed in 0..20 {
         let mut rng = Rng::new(seed);
         let run = run(&mut rng, Shape { keys: 1, ..LARGE });
         let Some((_, history)) = mutate(&mut rng, &run) else { continue };
@@ -276,5 +276,5 @@ fn explanations_are_small() {
             assert!(!violation.operations.is_empty(), "seed {seed}: {violation}");
         }
     }
-    assert!(found > 10 && named < found * 16, "{found} explanations name {named} operations");
+    assert!(found > 3 && named < found * 16, "{found} explanations name {named} operations");
 }
