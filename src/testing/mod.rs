@@ -2,7 +2,9 @@
 //! embed it (feature `testing`).
 
 pub mod cluster;
+pub mod linearizability;
 pub mod log_suite;
 pub mod rng;
 pub mod sim;
+pub mod store_suite;
 pub mod vfs;
