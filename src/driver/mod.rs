@@ -35,7 +35,7 @@ pub(crate) mod shared;
 mod snapshotter;
 #[cfg(test)]
 pub(crate) mod wait_for;
-mod wire;
+pub(crate) mod wire;
 
 use std::pin::pin;
 use std::sync::{Arc, mpsc};
