@@ -140,6 +140,13 @@ fn gate() -> Vec<Vec<u8>> {
         }
     }
     out.push(election());
+    // A sole voter that writes until it takes snapshots.
+    let write = [21, 0, 3, b'a', b'b', b'c', 29];
+    out.push([vec![1, 0x40, 7], write.repeat(30)].concat());
+    // A follower whose tail a new leader replaces.
+    let entry = [0x43, b'a', b'b', b'c'];
+    let append = [&[8, 0, 0, 4, 1, 2][..], &entry, &entry, &[0, 29]].concat();
+    out.push([vec![0, 1, 7], append].concat());
     out
 }
 
