@@ -9,8 +9,8 @@
 //! Flow: `handle` steps one event into the engine; `poll` proposes what is queued, drains every
 //! Ready, and hands the effects over, in the order in which they are to be carried out.
 
-mod conf_change;
-mod context;
+pub(crate) mod conf_change;
+pub(crate) mod context;
 pub(crate) mod effect;
 pub(crate) mod envelope;
 pub(crate) mod event;
@@ -131,6 +131,11 @@ impl std::fmt::Debug for Node {
 impl Node {
     /// Takes one event in. Its effects come from [`Node::poll`].
     pub(crate) fn handle(&mut self, event: Event) {
+        // These write the hard state: whatever its commit index speaks of goes to the log first,
+        // or a crash in between leaves a commit index that the log does not bear out (H8).
+        if matches!(event, Event::Installed { .. } | Event::SnapshotBuilt { .. } | Event::Stop) {
+            self.drain();
+        }
         if self.failed {
             return;
         }
@@ -167,10 +172,7 @@ impl Node {
             self.propose_queued();
             self.start_change();
             self.ask_reads();
-            while !self.failed && self.raw.has_ready() {
-                self.take_ready();
-                self.settle();
-            }
+            self.drain();
             self.serve_reads();
             self.maybe_capture();
             if self.status_changed {
@@ -179,6 +181,14 @@ impl Node {
         }
         out.append(&mut self.out);
         out.append(&mut self.for_store);
+    }
+
+    /// Takes everything that the engine has ready.
+    fn drain(&mut self) {
+        while !self.failed && self.raw.has_ready() {
+            self.take_ready();
+            self.settle();
+        }
     }
 
     fn on_tick(&mut self) {

@@ -28,7 +28,7 @@ impl Node {
     }
 
     /// Everything, right now.
-    pub(super) fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         let members = self.member_status();
         let leader = self.leader();
         Status {

@@ -145,8 +145,9 @@ impl Node {
             self.installing = Some(meta.position.index);
             self.for_store.push(Effect::Install { meta });
         }
-        // What is committed already is applied before the first tick: a campaign looks at it.
-        while self.raw.has_ready() {
+        // What is committed already is applied before the first tick: a campaign looks at it. After
+        // an entry that cannot be applied nothing follows: the Store would miss it.
+        while !self.failed && self.raw.has_ready() {
             self.take_ready();
         }
         let sole = self.raw.raft.prs().is_singleton() && self.raw.raft.promotable();

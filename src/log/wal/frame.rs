@@ -15,6 +15,9 @@ use crate::types::Incarnation;
 pub(super) const FRAME_HEADER: usize = 48;
 /// Bytes of a sealing frame.
 pub(super) const SEAL_FRAME: usize = FRAME_HEADER + 8;
+/// The largest number of a write or a generation: no log reaches it, and none overflows by counting
+/// on from it.
+pub(super) const MAX_NUMBER: u64 = 1 << 62;
 const MAGIC: u16 = 0x4652;
 
 /// What the checksums of a directory start from, so that no byte of a user, and no frame of
@@ -94,6 +97,10 @@ impl FrameHeader {
         if salt.checksum(bytes.get(4..)?) != checksum {
             return None;
         }
+        let (generation, write) = (u64_at(bytes, 8)?, u64_at(bytes, 16)?);
+        if generation.max(write) > MAX_NUMBER {
+            return None;
+        }
         Some(Self {
             checksum,
             kind: Kind::from_u8(*bytes.get(4)?)?,
@@ -102,8 +109,8 @@ impl FrameHeader {
                 1 => true,
                 _ => return None,
             },
-            generation: u64_at(bytes, 8)?,
-            write: u64_at(bytes, 16)?,
+            generation,
+            write,
             left: u32_at(bytes, 24)?,
             previous: u32_at(bytes, 28)?,
             length: u64_at(bytes, 32)?,

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use super::frame::MAX_NUMBER;
 use super::io_error;
 use crate::error::StorageError;
 use crate::types::Incarnation;
@@ -96,10 +97,14 @@ impl SegmentHeader {
         if version != FORMAT_VERSION {
             return Some(Start::Version(version));
         }
+        let (generation, write) = (u64_at(32)?, u64_at(40)?);
+        if generation.max(write) > MAX_NUMBER {
+            return None;
+        }
         Some(Start::Header(Self {
             incarnation: Incarnation::from_slice(bytes.get(16..32)?)?,
-            generation: u64_at(32)?,
-            write: u64_at(40)?,
+            generation,
+            write,
             oldest: u64_at(48)?,
             previous: Link { generation: u64_at(56)?, end: u64_at(64)?, chain: u32_at(72)? },
         }))
@@ -147,7 +152,8 @@ impl Pool {
 
     fn next_path(&mut self) -> PathBuf {
         let path = self.dir.join(format!("wal-{:08}.seg", self.next_slot));
-        self.next_slot += 1;
+        // NB: at the end of the numbers the name exists already, which is an error of the file layer.
+        self.next_slot = self.next_slot.saturating_add(1);
         path
     }
 

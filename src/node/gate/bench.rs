@@ -95,6 +95,10 @@ pub(super) struct Engine {
     /// Readies that are not durable yet: number, messages to release, snapshot to count as applied.
     pub(super) unsynced: Vec<(u64, Vec<Message>, Option<Index>)>,
     pub(super) sent: Vec<Message>,
+    /// Election timeouts: raft draws its own from a generator that no seed repeats.
+    timeouts: Rng,
+    timeout: usize,
+    seen: (Term, StateRole),
 }
 
 impl Engine {
@@ -131,7 +135,16 @@ impl Engine {
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let node = RawNode::new(&config, storage.clone(), &logger).unwrap();
-        Self { node, storage, membership: members, unsynced: Vec::new(), sent: Vec::new() }
+        Self {
+            node,
+            storage,
+            membership: members,
+            unsynced: Vec::new(),
+            sent: Vec::new(),
+            timeouts: Rng(id),
+            timeout: 0,
+            seen: (0, StateRole::Follower),
+        }
     }
 
     /// A follower of 2 in term 2: entries 2 to 6, commit 4.
@@ -299,8 +312,19 @@ impl Engine {
         let sole = self.node.raft.prs().is_singleton();
         let quiet = view.installing || sole && view.persisted < view.last_index;
         if self.node.raft.state == StateRole::Leader || !quiet {
+            self.draw_timeout();
             self.node.tick();
         }
+    }
+
+    /// As a node does; only a tick looks at the timeout.
+    fn draw_timeout(&mut self) {
+        let now = (self.node.raft.term, self.node.raft.state);
+        if now != self.seen || self.node.raft.election_elapsed == 0 || self.timeout == 0 {
+            self.timeout = 10 + self.timeouts.below(10) as usize;
+        }
+        self.seen = now;
+        self.node.raft.set_randomized_election_timeout(self.timeout);
     }
 }
 

@@ -182,6 +182,17 @@ impl Cluster {
 }
 
 #[test]
+fn a_seed_repeats_its_walk() {
+    let walk = || {
+        let mut cluster = Cluster::new(7);
+        (0..STEPS).for_each(|_| cluster.step().unwrap());
+        let last = cluster.engines.values().map(|e| (e.node.raft.term, e.commit(), e.last()));
+        (last.collect::<Vec<_>>(), cluster.admitted, cluster.wire)
+    };
+    assert_eq!(walk(), walk());
+}
+
+#[test]
 fn no_message_of_a_correct_member_is_called_hostile() {
     let seed = Rng::seed();
     let mut seeds = Rng(seed);

@@ -2,7 +2,7 @@
 
 use super::{GateView, Limits, MAX_CONF_STATE, MAX_INDEX, MIN_ENTRY, Reject, ensure, position};
 use crate::node::conf_change;
-use crate::types::{ConfState, RaftId};
+use crate::types::{ConfState, RaftId, Term};
 use raft_rs::eraftpb::Message;
 
 /// Rule 4: entries follow each other from `index + 1`, with terms that never fall, within bounds.
@@ -47,13 +47,22 @@ pub(super) fn append_agrees_with_log(m: &Message, view: &GateView<'_>) -> Result
                 return Err(Reject::ContradictsCommitted { index, term, ours });
             }
             Some(ours) => {
-                return ensure(ours != m.term, || Reject::RewritesOwnTerm { index, term: ours });
+                return ensure(!ends_in(m.term, view), || Reject::RewritesOwnTerm {
+                    index,
+                    term: ours,
+                });
             }
             // Compacted, hence committed; its term is no longer known.
             None => {}
         }
     }
     Ok(())
+}
+
+/// Whether our last entry is of this term: then all of our log is that of its leader (log matching,
+/// 5.3), acknowledged entries of older terms included, and it never replaces any of it.
+fn ends_in(term: Term, view: &GateView<'_>) -> bool {
+    view.terms.term_at(view.last_index) == Some(term)
 }
 
 /// Rule 5: raft elects one leader per term, and follows any other that says so.
@@ -124,7 +133,7 @@ pub(super) fn snapshot_well_formed(m: &Message, view: &GateView<'_>) -> Result<(
             Err(Reject::ContradictsCommitted { index, term, ours })
         }
         Some(ours) if ours != term => {
-            ensure(ours != m.term, || Reject::RewritesOwnTerm { index, term: ours })
+            ensure(!ends_in(m.term, view), || Reject::RewritesOwnTerm { index, term: ours })
         }
         Some(_) | None => Ok(()),
     }

@@ -121,6 +121,11 @@ pub(crate) enum Reject {
     #[error("snapshot with {size} bytes of data in its header; they travel as a file")]
     SnapshotData { size: usize },
     /// Rule 9.
+    #[error(
+        "snapshot with the membership of index {theirs}, which does not continue ours of index {ours}"
+    )]
+    OlderMembership { theirs: Index, ours: Index },
+    /// Rule 9.
     #[error("snapshot with a malformed configuration: {reason}")]
     ConfState { reason: String },
 }
@@ -159,7 +164,10 @@ impl Reject {
             | Self::RequestsSnapshot
             | Self::Priority => 7,
             Self::Membership { .. } => 8,
-            Self::SnapshotPosition { .. } | Self::SnapshotData { .. } | Self::ConfState { .. } => 9,
+            Self::SnapshotPosition { .. }
+            | Self::SnapshotData { .. }
+            | Self::OlderMembership { .. }
+            | Self::ConfState { .. } => 9,
         }
     }
 
@@ -199,6 +207,7 @@ impl Reject {
             | Self::Membership { .. }
             | Self::SnapshotPosition { .. }
             | Self::SnapshotData { .. }
+            | Self::OlderMembership { .. }
             | Self::ConfState { .. } => Severity::Hostile,
         }
     }

@@ -144,3 +144,37 @@ fn h6_a_batch_of_our_own_may_carry_the_new_term() {
     assert!(c.at(1).disk.queue.len() > 1, "a record of our own and the Ready");
     assert!(c.net.is_empty(), "H6: a message of the new term left");
 }
+
+/// H8: a hard state that is written on its own speaks of no entry that is not in the log before
+/// it: after a crash between the two the node would not start again, or take an entry that was
+/// to be replaced for committed.
+#[test]
+fn h8_a_hard_state_of_our_own_does_not_overtake_the_log() {
+    use crate::node::event::Event;
+    let mut c = cluster::Cluster::new(1);
+    c.found(3, false);
+    let _ = c.node(1).raw.campaign();
+    c.drive(1);
+    c.stabilize();
+    // Node 2 is sent an entry, and then that it is committed, thanks to node 3.
+    let mut late = Vec::new();
+    for command in ["a", "b"] {
+        c.propose(1, command);
+        c.drive(1);
+        let (two, rest) = std::mem::take(&mut c.net).into_iter().partition(|p| p.to == 2);
+        late.push(two);
+        c.net = rest;
+        c.stabilize();
+    }
+    c.at(2).disk_held = true;
+    let late: Vec<_> = late.into_iter().flat_map(Vec::from).collect();
+    assert_eq!(late.len(), 2, "two appends");
+    // Both arrive, and it is told to stop, before anybody asks what is to be done.
+    late.into_iter().for_each(|p| c.deliver(p));
+    c.event(2, Event::Stop);
+    assert_eq!(c.node(2).raw.raft.raft_log.committed, 3);
+    // The first write reaches the disk, no other.
+    c.sync(2, 1);
+    c.crash(2);
+    c.start(2).expect("it starts from what is on its disk");
+}

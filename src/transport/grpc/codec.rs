@@ -75,19 +75,24 @@ impl<T, U: Shaped> Decoder for Codec<T, U> {
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         use bytes::Buf;
-        let malformed = |reason: String| refuse(Refusal::Malformed(reason));
-        let wire = buf.chunk();
-        if wire.len() == buf.remaining() {
-            check(wire, U::SHAPE).map_err(malformed)?;
-        } else {
+        if buf.chunk().len() != buf.remaining() {
             return Err(Status::internal("invariant: a message is decoded from one buffer"));
         }
-        U::decode(buf).map(Some).map_err(|e| malformed(e.to_string()))
+        decode(buf).map(Some).map_err(refuse)
     }
 
     fn buffer_settings(&self) -> BufferSettings {
         BufferSettings::new(BUFFER_SIZE, YIELD_THRESHOLD)
     }
+}
+
+/// The message in one contiguous buffer, within its bound.
+///
+/// # Errors
+/// `Malformed`, with what is wrong.
+pub(crate) fn decode<U: Shaped>(wire: &mut impl bytes::Buf) -> Result<U, Refusal> {
+    check(wire.chunk(), U::SHAPE).map_err(Refusal::Malformed)?;
+    U::decode(wire).map_err(|e| Refusal::Malformed(e.to_string()))
 }
 
 /// What a message looks like inside, as far as memory goes.

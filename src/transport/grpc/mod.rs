@@ -19,8 +19,8 @@ pub(crate) mod codec;
 mod dial;
 mod outbox;
 mod server;
-mod snapshot;
-mod status;
+pub(crate) mod snapshot;
+pub(crate) mod status;
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]

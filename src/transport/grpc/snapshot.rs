@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
-use tonic::Streaming;
+use tonic::Status;
 
 use super::{GrpcOptions, dial, status};
 use crate::pb;
@@ -116,7 +116,11 @@ fn chunks(outgoing: Outgoing) -> impl Stream<Item = pb::Chunk> + Send + 'static 
 }
 
 /// The body in the chunks that follow a start: exactly `size` bytes, or an error.
-pub(super) fn body(chunks: Streaming<pb::Chunk>, size: u64, stall: Duration) -> SnapshotStream {
+pub(crate) fn body(
+    chunks: impl Stream<Item = Result<pb::Chunk, Status>> + Send + Unpin + 'static,
+    size: u64,
+    stall: Duration,
+) -> SnapshotStream {
     let state = Some((chunks, size));
     stream::unfold(state, move |state| async move {
         let (mut chunks, left) = state?;
@@ -133,12 +137,12 @@ pub(super) fn body(chunks: Streaming<pb::Chunk>, size: u64, stall: Duration) -> 
 }
 
 async fn next(
-    chunks: &mut Streaming<pb::Chunk>,
+    chunks: &mut (impl Stream<Item = Result<pb::Chunk, Status>> + Unpin),
     left: u64,
     stall: Duration,
 ) -> io::Result<Option<Bytes>> {
     let invalid = |reason: String| Err(io::Error::new(io::ErrorKind::InvalidData, reason));
-    let chunk = match timeout(stall, chunks.message()).await {
+    let chunk = match timeout(stall, chunks.try_next()).await {
         Ok(Ok(chunk)) => chunk,
         Ok(Err(s)) => {
             return Err(io::Error::new(io::ErrorKind::ConnectionReset, status::describe(&s)));

@@ -16,7 +16,7 @@ use pb::refusal::Kind;
 const MAX_TEXT: usize = 512;
 
 /// The status that tells this refusal.
-pub(super) fn refuse(refusal: Refusal) -> Status {
+pub(crate) fn refuse(refusal: Refusal) -> Status {
     let code = match &refusal {
         Refusal::Protocol { .. } | Refusal::Receiver(_) => Code::FailedPrecondition,
         Refusal::Cluster { .. } | Refusal::Removed(_) | Refusal::Sender(_) => {
@@ -42,7 +42,7 @@ pub(super) fn refuse(refusal: Refusal) -> Status {
 }
 
 /// The refusal in a status, if it is one.
-pub(super) fn refusal(status: &Status) -> Option<Refusal> {
+pub(crate) fn refusal(status: &Status) -> Option<Refusal> {
     if status.details().is_empty() {
         return None;
     }
