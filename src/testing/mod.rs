@@ -2,6 +2,8 @@
 //! embed it (feature `testing`).
 
 pub mod cluster;
+#[doc(hidden)]
+pub mod crash_states;
 pub mod log_suite;
 pub mod rng;
 pub mod vfs;

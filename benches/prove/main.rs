@@ -1,0 +1,48 @@
+//! The long checks, in one binary.
+//!
+//! ```sh
+//! cargo bench --bench prove -- crash-states --states 1000000 --jobs 2
+//! cargo bench --bench prove -- flips
+//! cargo bench --bench prove -- io-faults
+//! ```
+//!
+//! Each ends with one line: what was met, counted by kind, and how long it took. A failure ends
+//! with status 1 and the command that runs the failed case again.
+#![expect(clippy::print_stdout, reason = "a check talks")]
+
+mod crash_states;
+mod flips;
+mod io_faults;
+mod outcome;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Proves what can be proven by trying")]
+struct Args {
+    /// Given by `cargo bench`; means nothing.
+    #[arg(long, hide = true, global = true)]
+    bench: bool,
+    #[command(subcommand)]
+    check: Check,
+}
+
+#[derive(Subcommand)]
+enum Check {
+    /// Losses of power: every prefix of what workloads write, what may be left of it, recovered.
+    CrashStates(crash_states::Args),
+    /// Every single flipped bit of logs, identities and snapshots.
+    Flips(flips::Args),
+    /// Every single call of the file layer failing.
+    IoFaults(io_faults::Args),
+}
+
+fn main() -> ExitCode {
+    match Args::parse().check {
+        Check::CrashStates(args) => crash_states::run(&args),
+        Check::Flips(args) => flips::run(&args),
+        Check::IoFaults(args) => io_faults::run(&args),
+    }
+}
