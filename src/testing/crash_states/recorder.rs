@@ -92,8 +92,9 @@ impl State {
         let grown = end.saturating_sub(self.disk.bytes(file).len()) as u64;
         let room = self.capacity.map(|capacity| capacity.saturating_sub(self.disk.used()));
         if let Some(room) = room.filter(|room| grown > *room) {
-            // As much as fits is written.
-            let fits = buf.len() - usize::try_from(grown - room).unwrap_or(buf.len());
+            // As much as fits is written; a hole before it counts too.
+            let over = usize::try_from(grown - room).unwrap_or(usize::MAX);
+            let fits = buf.len().saturating_sub(over);
             if fits > 0 {
                 self.run(Op::Write(file, offset, Bytes::copy_from_slice(&buf[..fits])));
             }

@@ -1,8 +1,14 @@
 //! Workloads: what a node does to its log and its snapshots, as scripts and at random.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::life::Allowed;
+use super::recorder::Recorder;
+use crate::log::LogStorage;
+use crate::log::wal::{Wal, WalOptions};
 use crate::log::{LogBatch, SnapshotRecord};
 use crate::testing::log_suite::random_batch;
 use crate::testing::rng::Rng;
@@ -82,6 +88,7 @@ pub(super) fn scripts() -> Vec<(&'static str, Vec<Step>)> {
         ("snapshots", snapshots()),
         ("records and votes", records()),
         ("fill the disk", fill()),
+        ("a log within the log", log_within()),
     ];
     all.map(|(name, steps)| (name, begin.iter().cloned().chain(steps).collect())).into()
 }
@@ -170,6 +177,44 @@ fn fill() -> Vec<Step> {
         Step::LeaveRoom(100),
         Step::Snapshot(at(2, 1)),
         one(entries(3, 3, 3, 60)),
+    ]
+}
+
+/// Frames of the log of another directory, of later segments and writes than ours ever get to.
+#[expect(clippy::expect_used, reason = "a log on a disk without faults")]
+fn foreign_frames() -> Bytes {
+    let (vfs, dir) = (Recorder::default(), Path::new("/foreign"));
+    for boot in 1..=20 {
+        let options = WalOptions { segment_size: 1024, prepare_ahead: false };
+        let mut wal = Wal::open(Arc::new(vfs.clone()), dir, options).expect("it opens");
+        wal.load().expect("it loads");
+        let incarnation = Incarnation::from_u128(0xbad);
+        wal.identify(&Identity { incarnation, ..identity(boot) }).expect("it is identified");
+        wal.append(&[vote(boot, 1)]).expect("it takes a vote");
+    }
+    let disk = vfs.disk();
+    let newest = disk.paths().filter(|p| p.extension().is_some()).max().expect("a segment");
+    let file = disk.find(newest).expect("it is there");
+    Bytes::copy_from_slice(&disk.bytes(file)[..480])
+}
+
+/// What a user writes may look like anything, such as frames of a log. They must not be taken for
+/// later writes when the write that they stand in is torn.
+fn log_within() -> Vec<Step> {
+    let frames = foreign_frames();
+    // Behind six bytes they stand on a boundary of eight.
+    let data: Bytes = [&[0; 6], &*frames].concat().into();
+    let entry = |index| Entry { term: 1, index, data: data.clone(), ..Entry::default() };
+    let batch = |index| LogBatch { entries: vec![entry(index)], ..LogBatch::default() };
+    vec![
+        one(batch(1)),
+        one(batch(2)),
+        Step::Append(vec![batch(3), LogBatch { membership: Some(frames), ..vote(2, 1) }]),
+        Step::Reopen,
+        one(batch(4)),
+        one(record(at(3, 1), false)),
+        Step::Compact(at(3, 1)),
+        one(batch(5)),
     ]
 }
 
