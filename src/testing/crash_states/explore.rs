@@ -33,6 +33,8 @@ pub(super) struct Explorer {
     rng: Rng,
     effort: Effort,
     segment: u64,
+    /// What the disk under the first lives lies about: then the walk must fail.
+    pub(super) lie: Option<&'static str>,
     pub(super) counts: Counts,
     /// Fingerprints of the disks that were recovered.
     pub(super) images: HashSet<u64>,
@@ -59,6 +61,7 @@ impl Explorer {
             rng: Rng::new(seed),
             effort,
             segment,
+            lie: None,
             counts: Counts::default(),
             images: HashSet::new(),
             by_life: [0; 8],
@@ -93,6 +96,7 @@ impl Explorer {
         life_number: usize,
     ) -> Result<(), String> {
         let recorder = Recorder::new(disk.clone(), true);
+        recorder.lie_about(self.lie);
         let mut life = Life::recorded(&recorder, self.segment, allowed);
         let lived =
             catch_unwind(AssertUnwindSafe(|| self.take_steps(&mut life, script, life_number)))

@@ -21,6 +21,8 @@ struct State {
     capacity: Option<u64>,
     /// The next sync fails.
     failing_sync: bool,
+    /// Changes of this kind are said to be done and are not.
+    lie: Option<&'static str>,
     locks: BTreeSet<PathBuf>,
 }
 
@@ -54,6 +56,11 @@ impl Recorder {
         std::mem::take(&mut self.state().ops)
     }
 
+    /// Makes it lie about one kind of change, as [`Op::kind`] names it.
+    pub(super) fn lie_about(&self, kind: Option<&'static str>) {
+        self.state().lie = kind;
+    }
+
     /// Leaves room for this many bytes more; None: endless.
     pub(super) fn leave_room(&self, bytes: Option<u64>) {
         let mut state = self.state();
@@ -73,6 +80,9 @@ impl Recorder {
 
 impl State {
     fn run(&mut self, op: Op) {
+        if self.lie == Some(op.kind()) {
+            return;
+        }
         self.disk.apply(&op);
         if self.recording {
             self.ops.push(op);
