@@ -22,6 +22,8 @@ pub(super) struct Effort {
     pub(super) later: usize,
     /// One state in so many is lived on from, to crash again.
     pub(super) dig: u64,
+    /// At one moment in so many the process alone ends, and the page cache stays.
+    pub(super) kill: u64,
     /// Lives in a row.
     pub(super) lives: usize,
     /// Random steps of a workload that has no script.
@@ -78,11 +80,10 @@ impl Explorer {
         for fate in fates {
             self.counts.add(fate.name(), self.by_fate[fate_slot(fate)]);
         }
-        for (life, name) in
-            ["after the first life", "after the second", "after the third"].into_iter().enumerate()
-        {
-            self.counts.add(name, self.by_life[life]);
-        }
+        let [first, second, later @ ..] = self.by_life;
+        self.counts.add("after the first life", first);
+        self.counts.add("after the second", second);
+        self.counts.add("after a later one", later.iter().sum());
         self.counts.add("tails dropped", self.tails);
         result
     }
@@ -162,7 +163,7 @@ impl Explorer {
                 }
                 self.check(state, allowed, life_number).map_err(|e| told(&choice, e))?;
             }
-            let kills = life_number + 1 < self.effort.lives && self.rng.one_in(8);
+            let kills = life_number + 1 < self.effort.lives && self.rng.one_in(self.effort.kill);
             if kills {
                 // The process ends, the machine does not: the page cache stays.
                 self.counts.add("kills", 1);

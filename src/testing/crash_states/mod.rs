@@ -63,20 +63,24 @@ impl Options {
 const SEGMENTS: [u64; 3] = [1024, 1536, 2048];
 
 /// Crash states of the scripted workloads, each with each size of segments, then of random ones
-/// until so many different disks were recovered.
+/// until so many different disks were recovered. One random case in four has few states per moment, and
+/// many lives and crashes in a row.
 pub fn crash_states(options: &Options) -> Report {
-    let effort = Effort { first: 96, later: 3, dig: 40, lives: 3, steps: 14 };
-    explore(options, effort)
+    let broad = Effort { first: 96, later: 3, dig: 40, kill: 8, lives: 3, steps: 14 };
+    let deep = Effort { first: 8, later: 2, dig: 30, kill: 30, lives: 7, steps: 14 };
+    // The scripts come first.
+    let scripted = (script::scripts().len() * SEGMENTS.len()) as u64;
+    explore(options, |case| if case >= scripted && case % 4 == 3 { deep } else { broad })
 }
 
-fn explore(options: &Options, effort: Effort) -> Report {
+fn explore(options: &Options, effort: impl Fn(u64) -> Effort + Sync) -> Report {
     let scripts = script::scripts();
     run_cases(options.jobs, options.cases(u64::MAX), options.states, |case| {
         let segment = SEGMENTS[(case % SEGMENTS.len() as u64) as usize];
         let number = usize::try_from(case / SEGMENTS.len() as u64).unwrap_or(usize::MAX);
         let script = scripts.get(number);
         let seed = options.seed.wrapping_mul(0x9e37_79b9).wrapping_add(case);
-        let mut explorer = Explorer::new(seed, segment, effort);
+        let mut explorer = Explorer::new(seed, segment, effort(case));
         let name = script.map_or("random steps", |(name, _)| name);
         let result = explorer.explore(script.map(|(_, steps)| steps.as_slice()));
         let failure = result.err().map(|e| format!("{name}, segments of {segment} bytes: {e}"));

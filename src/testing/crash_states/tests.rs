@@ -14,8 +14,8 @@ fn require_clean(report: &Report) {
 
 #[test]
 fn every_crash_state_of_a_sample_recovers_to_what_was_acknowledged() {
-    let effort = Effort { first: 10, later: 2, dig: 60, lives: 3, steps: 10 };
-    let report = explore(&Options { states: 4_000, ..Options::default() }, effort);
+    let effort = Effort { first: 10, later: 2, dig: 60, kill: 8, lives: 3, steps: 10 };
+    let report = explore(&Options { states: 4_000, ..Options::default() }, |_| effort);
     require_clean(&report);
     assert!(report.distinct >= 4_000, "{report:?}");
     for name in [
@@ -30,7 +30,7 @@ fn every_crash_state_of_a_sample_recovers_to_what_was_acknowledged() {
         "rename",
         "remove",
         "tails dropped",
-        "after the third",
+        "after a later one",
     ] {
         assert!(report.counts.of(name) > 0, "never met: {name}");
     }
@@ -40,8 +40,8 @@ fn every_crash_state_of_a_sample_recovers_to_what_was_acknowledged() {
 fn a_case_is_the_same_each_time() {
     let run = || {
         let options = Options { only: Some(19), ..Options::default() };
-        let effort = Effort { first: 6, later: 2, dig: 50, lives: 3, steps: 8 };
-        let report = explore(&options, effort);
+        let effort = Effort { first: 6, later: 2, dig: 50, kill: 8, lives: 3, steps: 8 };
+        let report = explore(&options, |_| effort);
         (report.distinct, report.counts.to_string())
     };
     assert_eq!(run(), run());
@@ -65,7 +65,7 @@ fn a_sample_of_flipped_bits_is_refused_harmless_or_costs_an_unacknowledged_looki
 
 #[test]
 fn a_sample_of_failing_calls_stops_the_log_and_loses_nothing() {
-    let report = io_faults(&Options { stride: 11, ..Options::default() });
+    let report = io_faults(&Options { stride: 17, ..Options::default() });
     require_clean(&report);
     for name in ["IO error", "disk full", "half-way", "power off"] {
         assert!(report.counts.of(name) > 100, "{name}: {}", report.counts);
@@ -75,7 +75,7 @@ fn a_sample_of_failing_calls_stops_the_log_and_loses_nothing() {
 /// A check that cannot fail is no check: a disk that forgets what it said is durable is noticed.
 #[test]
 fn a_disk_that_lies_is_caught() {
-    let effort = Effort { first: 24, later: 2, dig: 200, lives: 2, steps: 10 };
+    let effort = Effort { first: 24, later: 2, dig: 200, kill: 50, lives: 2, steps: 10 };
     for (lie, of) in [
         ("sync", "append and rotate"),
         ("sync directory", "append and rotate"),
