@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::disk::Disk;
+use super::disk::{Disk, Op};
 use super::life::{Allowed, LOG_DIR, Life, SNAPSHOT_DIR, body};
 use super::recorder::Recorder;
 use super::report::{Counts, Outcome, run_cases};
@@ -126,6 +126,22 @@ impl Image {
         }
     }
 
+    /// All segments gone: never taken for an empty log.
+    fn lose_segments(&self, counts: &mut Counts) -> Result<(), String> {
+        let mut disk = self.disk.clone();
+        for path in self.files().iter().filter(|p| p.extension().is_some_and(|e| e == "seg")) {
+            disk.apply(&Op::Remove(path.as_path().into()));
+        }
+        let recorder = Recorder::new(disk, false);
+        match super::life::load(std::sync::Arc::new(recorder), self.segment) {
+            Err(StorageError::Corrupt { .. }) => {
+                counts.add("log: all segments missing, refused", 1);
+                Ok(())
+            }
+            other => Err(format!("{}: all segments are missing: {other:?}", self.name)),
+        }
+    }
+
     fn judge_snapshots(&self, recorder: &Recorder, path: &Path) -> Result<&'static str, String> {
         let vfs = std::sync::Arc::new(recorder.clone());
         let dir = SnapshotDir::open(vfs, SNAPSHOT_DIR).map_err(|e| e.to_string())?;
@@ -179,12 +195,15 @@ pub fn flips(options: &Options) -> Report {
         let image = usize::try_from(case).ok().and_then(|case| images.get(case));
         let Some(image) = image else { return outcome };
         let counts = &mut outcome.counts;
-        let result = image.files().iter().try_for_each(|path| {
-            let file = image.disk.find(path).unwrap_or(usize::MAX);
-            let bits = image.disk.bytes(file).len() * 8;
-            (0..bits).step_by(stride).try_for_each(|bit| {
-                counts.add("bits", 1);
-                image.flip(path, bit, counts)
+        let lost = image.lose_segments(counts);
+        let result = lost.and_then(|()| {
+            image.files().iter().try_for_each(|path| {
+                let file = image.disk.find(path).unwrap_or(usize::MAX);
+                let bits = image.disk.bytes(file).len() * 8;
+                (0..bits).step_by(stride).try_for_each(|bit| {
+                    counts.add("bits", 1);
+                    image.flip(path, bit, counts)
+                })
             })
         });
         outcome.failure = result.err();
