@@ -2,6 +2,9 @@
 //!
 //! ```sh
 //! cargo bench --bench prove -- sim --seeds 3000
+//! cargo bench --bench prove -- crash-states --states 1000000 --jobs 2
+//! cargo bench --bench prove -- flips
+//! cargo bench --bench prove -- io-faults
 //! ```
 //!
 //! Each ends with one line: what was met, counted by kind, and how long it took. A failure ends
@@ -9,6 +12,10 @@
 #![expect(clippy::print_stdout, reason = "a check talks")]
 #![expect(clippy::unwrap_used, reason = "a check may fail")]
 
+mod crash_states;
+mod flips;
+mod io_faults;
+mod outcome;
 mod sim;
 
 use std::process::ExitCode;
@@ -29,10 +36,19 @@ struct Args {
 enum Check {
     /// Seeds of the simulator.
     Sim(sim::Args),
+    /// Losses of power: every prefix of what workloads write, what may be left of it, recovered.
+    CrashStates(crash_states::Args),
+    /// Every single flipped bit of logs, identities and snapshots.
+    Flips(flips::Args),
+    /// Every single call of the file layer failing.
+    IoFaults(io_faults::Args),
 }
 
 fn main() -> ExitCode {
     match Args::parse().check {
         Check::Sim(args) => sim::run(&args),
+        Check::CrashStates(args) => crash_states::run(&args),
+        Check::Flips(args) => flips::run(&args),
+        Check::IoFaults(args) => io_faults::run(&args),
     }
 }

@@ -126,7 +126,11 @@ fn many(args: &Args) -> ExitCode {
         println!("FAILED: never met: {missing:?}");
         return ExitCode::FAILURE;
     }
-    println!("simulation: everything held; {} marks, {} of them met", sim::Mark::ALL.len(), sim::Mark::ALL.len() - missing.len());
+    println!(
+        "simulation: everything held; {} marks, {} of them met",
+        sim::Mark::ALL.len(),
+        sim::Mark::ALL.len() - missing.len()
+    );
     ExitCode::SUCCESS
 }
 

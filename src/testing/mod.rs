@@ -3,6 +3,8 @@
 
 pub mod cluster;
 #[doc(hidden)]
+pub mod crash_states;
+#[doc(hidden)]
 pub mod fuzz;
 pub mod linearizability;
 pub mod log_suite;

@@ -89,8 +89,7 @@ impl World {
             return;
         }
         let up = self.up();
-        let Some(node) = up.get(self.chance.client.below(up.len() as u64) as usize).copied()
-        else {
+        let Some(node) = up.get(self.chance.client.below(up.len() as u64) as usize).copied() else {
             let delay = self.think();
             self.schedule.after(delay, What::Client(client));
             return;

@@ -311,7 +311,8 @@ impl World {
 
     /// Sometimes power goes in the very moment in which persisted messages leave.
     pub(super) fn crash_after_send(&mut self, id: NodeId, epoch: u64) {
-        if self.alive(id, epoch).is_some() && self.nemesis.crashes_after_send(&mut self.chance.fault)
+        if self.alive(id, epoch).is_some()
+            && self.nemesis.crashes_after_send(&mut self.chance.fault)
         {
             self.hit(Mark::CrashAfterSend);
             self.crash(id, Crash::Power);

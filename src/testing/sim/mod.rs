@@ -57,12 +57,12 @@ mod report;
 mod schedule;
 mod storing;
 mod subject;
+#[cfg(test)]
+mod tests;
 mod trace;
 mod transfers;
 mod verdict;
 mod world;
-#[cfg(test)]
-mod tests;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -122,7 +122,12 @@ fn run_traced(plan: &Plan, subject: Subject, trace: Trace) -> Result<Report, Box
         let mut world = World::new(plan, subject, trace.clone());
         world.run();
         let simulated = world.now();
-        Report { plan: plan.clone(), simulated, stats: world.stats.clone(), marks: world.marks.clone() }
+        Report {
+            plan: plan.clone(),
+            simulated,
+            stats: world.stats.clone(),
+            marks: world.marks.clone(),
+        }
     }));
     ran.map_err(|panic| {
         let reason = panic_text(&*panic);

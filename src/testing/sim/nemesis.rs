@@ -264,9 +264,12 @@ impl World {
     /// intact, whatever comes of the changes under way.
     fn can_lose(&self, id: NodeId) -> bool {
         let settled = self.churn.last_asked() + 6 * SECOND < self.now();
-        settled && !self.churn.is_busy() && self.configurations_in_force().iter().all(|c| {
-            self.intact(&c.voters, id) > c.voters.len() / 2
-        })
+        settled
+            && !self.churn.is_busy()
+            && self
+                .configurations_in_force()
+                .iter()
+                .all(|c| self.intact(&c.voters, id) > c.voters.len() / 2)
     }
 
     /// Whether the voters that are left can go on when this one is removed.

@@ -51,7 +51,14 @@ pub(super) struct Oracle {
 
 impl Oracle {
     /// A node after an event.
-    pub(super) fn look(&mut self, now: Time, id: NodeId, epoch: u64, node: &Node, marks: &mut Marks) {
+    pub(super) fn look(
+        &mut self,
+        now: Time,
+        id: NodeId,
+        epoch: u64,
+        node: &Node,
+        marks: &mut Marks,
+    ) {
         let new = node.probe();
         let old = self.last.insert(id, (epoch, new)).filter(|(e, _)| *e == epoch).map(|(_, p)| p);
         if let Some(old) = old {
@@ -80,7 +87,12 @@ impl Oracle {
     /// I7.
     fn forward_only(&self, id: NodeId, old: &Probe, new: &Probe) {
         assert!(new.term >= old.term, "I7: node {id}: term {} after {}", new.term, old.term);
-        assert!(new.commit >= old.commit, "I7: node {id}: commit {} after {}", new.commit, old.commit);
+        assert!(
+            new.commit >= old.commit,
+            "I7: node {id}: commit {} after {}",
+            new.commit,
+            old.commit
+        );
         assert!(new.emitted >= old.emitted, "I7: node {id} emits again: {old:?} then {new:?}");
         assert!(new.compacted >= old.compacted, "I7: node {id}: compacted entries come back");
     }
@@ -95,7 +107,12 @@ impl Oracle {
     /// I1, I4, H1.
     fn leads(&mut self, id: NodeId, p: &Probe, node: &Node, marks: &mut Marks) {
         let known = self.leaders.insert(p.term, p.raft_id);
-        assert!(known.is_none_or(|k| k == p.raft_id), "I1: {known:?} and {} lead term {}", p.raft_id, p.term);
+        assert!(
+            known.is_none_or(|k| k == p.raft_id),
+            "I1: {known:?} and {} lead term {}",
+            p.raft_id,
+            p.term
+        );
         if known.is_some() {
             return;
         }
@@ -106,7 +123,12 @@ impl Oracle {
         marks.hit_if(Mark::TwoLeaders, others);
         for (index, entry) in self.committed.range(p.compacted + 1..) {
             let found = node.term_at(*index);
-            assert_eq!(found, Some(entry.term), "I4: node {id} leads term {} without committed entry {index}", p.term);
+            assert_eq!(
+                found,
+                Some(entry.term),
+                "I4: node {id} leads term {} without committed entry {index}",
+                p.term
+            );
         }
     }
 
@@ -149,10 +171,13 @@ impl Oracle {
         let majority = |voters: &Vec<RaftId>| {
             voters.is_empty() || voters.iter().filter(holds).count() > voters.len() / 2
         };
-        let held = confs.iter().any(|c| {
-            !c.voters.is_empty() && majority(&c.voters) && majority(&c.voters_outgoing)
-        });
-        assert!(held, "I6: entry {index} of term {term} is committed and on no quorum of {confs:?}");
+        let held = confs
+            .iter()
+            .any(|c| !c.voters.is_empty() && majority(&c.voters) && majority(&c.voters_outgoing));
+        assert!(
+            held,
+            "I6: entry {index} of term {term} is committed and on no quorum of {confs:?}"
+        );
     }
 
     /// I13: the same index brings the same membership everywhere; ids are never used again.
@@ -173,9 +198,8 @@ impl Oracle {
             marks.hit_if(Mark::VoterRemoved, old.iter().any(|v| !new.contains(v)));
             let promoted = |v: &RaftId| before.role(*v) == Some(MemberRole::Learner);
             marks.hit_if(Mark::Promoted, new.iter().any(promoted));
-            let moved = |o: &crate::types::Member| {
-                m.by_raft(o.raft_id).is_some_and(|n| n.addr != o.addr)
-            };
+            let moved =
+                |o: &crate::types::Member| m.by_raft(o.raft_id).is_some_and(|n| n.addr != o.addr);
             marks.hit_if(Mark::AddressChanged, before.members.iter().any(moved));
         }
         self.memberships.insert(m.index, m.clone());
@@ -188,7 +212,11 @@ impl Oracle {
         let m = &message.inner;
         let (hs, kind) = (disk.hard_state, m.get_msg_type());
         if !matches!(kind, T::MsgRequestPreVote | T::MsgRequestPreVoteResponse) {
-            assert!(m.term <= hs.term, "I9: node {id}: {kind:?} of term {} leaves, durable {hs:?}", m.term);
+            assert!(
+                m.term <= hs.term,
+                "I9: node {id}: {kind:?} of term {} leaves, durable {hs:?}",
+                m.term
+            );
         }
         let vote = match kind {
             T::MsgRequestVoteResponse if !m.reject => Some(m.to),
@@ -265,10 +293,17 @@ impl Oracle {
         for (index, commands) in entries {
             let Some(disk) = self.disks.get(&id) else { continue };
             let term = self.committed.get(&index).map(|e| e.term);
-            let term = term.unwrap_or_else(|| panic!("I6: node {id} applies {index}, which nobody committed"));
-            assert!(disk.durable.holds(index, term), "R3: node {id} applies {index} before it is durable");
+            let term = term
+                .unwrap_or_else(|| panic!("I6: node {id} applies {index}, which nobody committed"));
+            assert!(
+                disk.durable.holds(index, term),
+                "R3: node {id} applies {index} before it is durable"
+            );
             let changed = self.memberships.range(..=index).next_back().map_or(0, |(i, _)| *i);
-            assert!(recorded >= changed, "R7: node {id}: record of {recorded}, the Store hears of {changed}");
+            assert!(
+                recorded >= changed,
+                "R7: node {id}: record of {recorded}, the Store hears of {changed}"
+            );
             marks.hit_if(Mark::Packed, commands.len() > 1);
             let known = self.log.entry(index).or_insert_with(|| commands.clone());
             assert_eq!(*known, commands, "I5: node {id} applies something else at {index}");
@@ -276,7 +311,13 @@ impl Oracle {
     }
 
     /// The Store's answers: I5.
-    pub(super) fn answered(&mut self, id: NodeId, batch: &Batch<'_>, answers: &Answers, marks: &mut Marks) {
+    pub(super) fn answered(
+        &mut self,
+        id: NodeId,
+        batch: &Batch<'_>,
+        answers: &Answers,
+        marks: &mut Marks,
+    ) {
         let mut digests: BTreeMap<Index, u64> = BTreeMap::new();
         for (p, answer) in batch.proposals.iter().zip(answers) {
             let digest = digests.entry(p.index).or_insert(DIGEST);
@@ -298,7 +339,11 @@ impl Oracle {
     /// Index, membership and data of a snapshot are one cut.
     pub(super) fn captured(&self, position: Position, membership: &Membership) {
         let last = self.memberships.range(..=position.index).next_back().map(|(i, _)| *i);
-        assert_eq!(Some(membership.index), last, "a snapshot at {position:?} has another membership");
+        assert_eq!(
+            Some(membership.index),
+            last,
+            "a snapshot at {position:?} has another membership"
+        );
     }
 
     /// R11: a snapshot is restored only after its record is durable.

@@ -96,12 +96,20 @@ impl World {
         let timeout = 2 * self.config.election_timeout().as_micros() as Time;
         let healed = self.now();
         while self.settled_leader().is_none() {
-            assert!(self.now() < healed + 10 * timeout, "I15: no leader after healing: {}", self.picture());
+            assert!(
+                self.now() < healed + 10 * timeout,
+                "I15: no leader after healing: {}",
+                self.picture()
+            );
             self.run_until(self.now() + 100 * MS);
         }
         let written = self.clients.done.len();
         while !self.has_written(written, healed) {
-            assert!(self.now() < healed + 20 * timeout, "I15: no write after healing: {}", self.picture());
+            assert!(
+                self.now() < healed + 20 * timeout,
+                "I15: no write after healing: {}",
+                self.picture()
+            );
             if let Some(id) = self.any_up() {
                 self.fresh_write(id);
             }

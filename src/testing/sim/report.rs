@@ -96,7 +96,11 @@ pub struct Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.at as f64 / SECOND as f64;
-        write!(f, "{}\n  after {seconds:.3} virtual seconds of the plan\n  {}", self.reason, self.plan)
+        write!(
+            f,
+            "{}\n  after {seconds:.3} virtual seconds of the plan\n  {}",
+            self.reason, self.plan
+        )
     }
 }
 
@@ -147,8 +151,7 @@ impl Summary {
         let real = wall.as_secs_f64().max(1e-9);
         let ratio = self.simulated as f64 / SECOND as f64 / real / threads.max(1) as f64;
         let kinds = FAULTS.iter().filter(|k| s.faults(**k) > 0);
-        let kinds: Vec<String> =
-            kinds.map(|k| format!("{} {}", k.name(), s.faults(*k))).collect();
+        let kinds: Vec<String> = kinds.map(|k| format!("{} {}", k.name(), s.faults(*k))).collect();
         format!(
             "{} seeds ({} with churn), {:.1} simulated hours in {real:.0} s, {ratio:.0}x real time \
              per core; {} operations ({} ok), {} membership changes, {} starts, {} messages, {} \

@@ -150,8 +150,7 @@ impl World {
         let stalled = self.at(id).stalled_until;
         let Some(r) = self.alive(id, epoch) else { return };
         if stalled > now {
-            let what =
-                What::Captured(id, epoch, position, Box::new(membership), data.to_vec());
+            let what = What::Captured(id, epoch, position, Box::new(membership), data.to_vec());
             self.schedule.at(stalled, what);
             return;
         }

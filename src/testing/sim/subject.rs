@@ -54,10 +54,7 @@ impl Subject {
     /// machine back as its disk would hold it after a crash, or an empty one when `wiped`.
     /// Machine 0 is a replica that the simulator compares with; it is always opened wiped.
     #[must_use]
-    pub fn durable<S: Store>(
-        mut self,
-        open: impl Fn(NodeId, bool) -> S + 'static,
-    ) -> Self {
+    pub fn durable<S: Store>(mut self, open: impl Fn(NodeId, bool) -> S + 'static) -> Self {
         self.make = Box::new(move |id, wiped| Box::new(open(id, wiped)));
         self
     }
@@ -261,8 +258,8 @@ impl Store for Durable {
     }
 
     async fn restore(&mut self, snapshot: &[u8]) -> Result<()> {
-        let (applied, state) = bincode::deserialize(snapshot)
-            .map_err(|e| Error::fatal(std::io::Error::other(e)))?;
+        let (applied, state) =
+            bincode::deserialize(snapshot).map_err(|e| Error::fatal(std::io::Error::other(e)))?;
         self.image = Image { state, applied };
         self.sync();
         Ok(())

@@ -43,7 +43,8 @@ fn regressions_hold() {
 fn the_same_plan_gives_the_same_run() {
     for seed in 100..103 {
         let plan = Plan::draw(seed).with(Knob::Seconds, 20);
-        let [a, b] = [run(&plan), run(&plan)].map(|r| r.map(|r| r.stats).map_err(|f| f.to_string()));
+        let [a, b] =
+            [run(&plan), run(&plan)].map(|r| r.map(|r| r.stats).map_err(|f| f.to_string()));
         assert_eq!(a, b, "seed {seed}");
     }
 }

@@ -40,9 +40,7 @@ impl Trace {
 
     pub(super) fn text(&self) -> String {
         let lines = self.lines.as_ref();
-        lines.map_or_else(String::new, |l| {
-            l.lock().unwrap_or_else(PoisonError::into_inner).clone()
-        })
+        lines.map_or_else(String::new, |l| l.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     /// A node's own log, as part of the trace.
@@ -84,7 +82,8 @@ impl Drain for Lines {
         slog::KV::serialize(&record.kv(), record, &mut fields)?;
         let level = record.level().as_short_str();
         let now = self.trace.now();
-        self.trace.line(now, || format!("  node {}: {level} {}{}", self.id, record.msg(), fields.0));
+        self.trace
+            .line(now, || format!("  node {}: {level} {}{}", self.id, record.msg(), fields.0));
         Ok(())
     }
 }

@@ -52,7 +52,11 @@ impl World {
                     tally.sure += 1;
                     let there = self.oracle.log.get(&applied.index);
                     let there = there.is_some_and(|all| all.contains(command));
-                    assert!(there, "I10: {command:?} was acknowledged at {}, where it is not", applied.index);
+                    assert!(
+                        there,
+                        "I10: {command:?} was acknowledged at {}, where it is not",
+                        applied.index
+                    );
                 }
                 Came::Rejected(_) => tally.sure += 1,
                 Came::Unknown(_) => tally.unknown += 1,
@@ -101,7 +105,11 @@ impl World {
         for (_, asked) in reads {
             asked.iter().for_each(|r| self.check_read(replica, r));
         }
-        assert!(writes.is_empty(), "I10: acknowledged at indices that hold nothing: {:?}", writes.keys());
+        assert!(
+            writes.is_empty(),
+            "I10: acknowledged at indices that hold nothing: {:?}",
+            writes.keys()
+        );
     }
 
     fn apply_to(
@@ -170,7 +178,8 @@ fn check_writes(
         let (Ask::Write(command), Came::Ok(applied)) = (&record.ask, &record.came) else {
             continue;
         };
-        let place = left.iter().position(|(c, a)| *c == command && a.as_ref() == Some(&applied.data));
+        let place =
+            left.iter().position(|(c, a)| *c == command && a.as_ref() == Some(&applied.data));
         let place = place.unwrap_or_else(|| {
             panic!("I12: the write {command:?} at {index} got an answer that the log does not give")
         });

@@ -287,7 +287,10 @@ impl World {
                 let delay = Self::around(&mut self.chance.disk, MS);
                 self.schedule.after(delay, What::Retain(id, epoch, keep_snapshot));
             }
-            Effect::Apply(_) | Effect::Query(_) | Effect::Capture { .. } | Effect::Install { .. } => {
+            Effect::Apply(_)
+            | Effect::Query(_)
+            | Effect::Capture { .. }
+            | Effect::Install { .. } => {
                 self.store_job(id, effect);
             }
             Effect::SendSnapshot { to, message } => self.send_snapshot(id, to, message),

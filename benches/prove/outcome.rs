@@ -1,0 +1,27 @@
+//! How a check over numbered cases ends.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use raftline::testing::crash_states::Report;
+
+/// Threads, unless told otherwise.
+pub(crate) fn default_jobs() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Runs a check, prints its closing line, and after a failure how to run that case again:
+/// `command` with the case's number.
+pub(crate) fn conclude(check: &str, command: &str, run: impl FnOnce() -> Report) -> ExitCode {
+    let start = Instant::now();
+    let Report { cases, distinct, counts, failure } = run();
+    if let Some(failure) = &failure {
+        println!("FAILED: {}", failure.what);
+        println!("again: cargo bench --bench prove -- {command} --only {}", failure.case);
+    }
+    let verdict = if failure.is_some() { "FAILED" } else { "ok" };
+    let disks = if distinct > 0 { format!(", {distinct} distinct states") } else { String::new() };
+    let seconds = start.elapsed().as_secs_f64();
+    println!("{check}: {verdict}, {cases} cases{disks}; {counts}; {seconds:.1} s");
+    if failure.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
