@@ -81,8 +81,8 @@ impl Node {
         }
     }
 
-    /// Proposals that wait for their entry to be applied or for a leader (I14).
-    pub(crate) fn waiting_proposals(&self) -> usize {
-        self.proposals.waiting()
+    /// Proposals that wait although their entry is decided (I14).
+    pub(crate) fn overdue_proposals(&self) -> usize {
+        self.proposals.overdue(self.emitted)
     }
 }

@@ -105,10 +105,10 @@ impl Proposals {
         replies
     }
 
-    /// How many wait, for a leader or for their entry.
+    /// How many wait although everything up to `index` is decided.
     #[cfg(any(test, feature = "testing"))]
-    pub(super) fn waiting(&self) -> usize {
-        self.queue.len() + self.waiting.values().map(Vec::len).sum::<usize>()
+    pub(super) fn overdue(&self, index: Index) -> usize {
+        self.waiting.range(..=(index, Term::MAX)).map(|(_, replies)| replies.len()).sum()
     }
 
     /// A snapshot covers everything up to `index`: what was decided there is not known here.

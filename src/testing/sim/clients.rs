@@ -36,7 +36,9 @@ pub(super) struct Record {
     pub(super) client: usize,
     pub(super) ask: Ask,
     pub(super) invoked: Time,
-    pub(super) returned: Time,
+    /// Numbers of the events in which it began and ended: finer than time.
+    pub(super) began: u64,
+    pub(super) ended: u64,
     pub(super) came: Came,
 }
 
@@ -47,6 +49,7 @@ struct Asked {
     node: NodeId,
     ask: Ask,
     invoked: Time,
+    began: u64,
 }
 
 struct Op {
@@ -133,7 +136,8 @@ impl World {
         self.clients.count += 1;
         let number = self.clients.count;
         let invoked = self.now();
-        let asked = Asked { client, burst, node, ask, invoked };
+        let began = self.stats.events;
+        let asked = Asked { client, burst, node, ask, invoked, began };
         self.clients.open.insert(number, Op { asked, waiter });
         self.stats.operations += 1;
         self.request(node, event);
@@ -175,9 +179,9 @@ impl World {
             Err(e) => Came::Unknown(e.to_string()),
         };
         self.note(|| format!("client {} at node {}: {:?}: {came:?}", op.client, op.node, op.ask));
-        let returned = self.now();
-        let Asked { client, ask, invoked, burst, .. } = op;
-        self.clients.done.push(Record { client, ask, invoked, returned, came });
+        let ended = self.stats.events;
+        let Asked { client, ask, invoked, began, burst, .. } = op;
+        self.clients.done.push(Record { client, ask, invoked, began, ended, came });
         if !burst {
             let delay = self.think();
             self.schedule.after(delay, What::Client(client));

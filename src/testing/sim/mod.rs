@@ -61,6 +61,7 @@ mod subject;
 mod tests;
 mod trace;
 mod transfers;
+mod values;
 mod verdict;
 mod world;
 

@@ -46,7 +46,7 @@ pub(super) struct Oracle {
     /// Each node at the last look, by the life it was in.
     last: BTreeMap<NodeId, (u64, Probe)>,
     /// Since when a leader has waited for a snapshot's transfer (I16).
-    pub(super) snapshot_waits: BTreeMap<(NodeId, RaftId), Time>,
+    snapshot_waits: BTreeMap<(NodeId, RaftId), Time>,
 }
 
 impl Oracle {
@@ -353,8 +353,9 @@ impl Oracle {
         assert!(durable, "R11: node {id} restores {:?}, its record is {record:?}", meta.position);
     }
 
-    /// The highest index that anybody committed.
-    pub(super) fn last_committed(&self) -> Index {
-        self.committed.last_key_value().map_or(0, |(i, _)| *i)
+    /// Peers that a node waits for in Snapshot state, and since when.
+    pub(super) fn snapshot_waits(&self, id: NodeId) -> impl Iterator<Item = (RaftId, Time)> + '_ {
+        let waits = self.snapshot_waits.range((id, 0)..=(id, RaftId::MAX));
+        waits.map(|((_, peer), since)| (*peer, *since))
     }
 }

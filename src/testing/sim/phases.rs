@@ -139,6 +139,10 @@ impl World {
             assert!(self.now() < end, "the healed cluster never comes to rest: {}", self.picture());
             self.run_until(self.now() + 100 * MS);
         }
+        for m in self.machines.values() {
+            let waiting = m.node().map_or(0, |n| n.overdue_proposals());
+            assert_eq!(waiting, 0, "I14: node {} keeps proposals that are decided", m.id);
+        }
     }
 
     fn is_at_rest(&self) -> bool {

@@ -25,6 +25,8 @@ pub struct Stats {
     pub operations: u64,
     /// Operations that were answered with Ok.
     pub succeeded: u64,
+    /// Runs whose answers the search by values could not judge within its bound.
+    pub undecided: u64,
     /// Membership changes that were asked for or happened.
     pub changes: u64,
     /// Identifies the run: every state of every node went into it.
@@ -57,6 +59,7 @@ impl Stats {
         self.starts += other.starts;
         self.operations += other.operations;
         self.succeeded += other.succeeded;
+        self.undecided += other.undecided;
         self.changes += other.changes;
         // Runs end in any order when several threads share them.
         self.digest = self.digest.wrapping_add(other.digest);
@@ -154,13 +157,14 @@ impl Summary {
         let kinds: Vec<String> = kinds.map(|k| format!("{} {}", k.name(), s.faults(*k))).collect();
         format!(
             "{} seeds ({} with churn), {:.1} simulated hours in {real:.0} s, {ratio:.0}x real time \
-             per core; {} operations ({} ok), {} membership changes, {} starts, {} messages, {} \
+             per core; {} operations ({} ok; by values alone, {} runs undecided), {} membership changes, {} starts, {} messages, {} \
              log writes; faults: {}; digest {:016x}",
             self.seeds,
             self.churned,
             self.hours(),
             s.operations,
             s.succeeded,
+            s.undecided,
             s.changes,
             s.starts,
             s.messages,

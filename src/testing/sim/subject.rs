@@ -28,6 +28,8 @@ pub struct Subject {
     pub(super) make: Make,
     pub(super) command: Draw,
     pub(super) query: Draw,
+    /// The simulator's own: its answers can be judged without indices.
+    pub(super) mixed: bool,
 }
 
 impl fmt::Debug for Subject {
@@ -47,6 +49,7 @@ impl Subject {
             make: Box::new(move |_, _| Box::new(make())),
             command: Box::new(move |rng, _| command(rng)),
             query: Box::new(move |rng, _| query(rng)),
+            mixed: false,
         }
     }
 
@@ -79,6 +82,7 @@ pub(super) fn mixed(plan: &Plan) -> Subject {
         make: Box::new(make),
         command: Box::new(move |rng, op| Op::draw(rng, keys, op).encode()),
         query: Box::new(move |rng, _| vec![rng.below(3) as u8, rng.below(keys) as u8]),
+        mixed: true,
     }
 }
 
@@ -87,14 +91,14 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// A command of the mixed workload. `id` makes every command different.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct Op {
     pub(super) id: u64,
     pub(super) key: u8,
     pub(super) act: Act,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) enum Act {
     Put(u64),
     CompareAndSet { old: u64, new: u64 },

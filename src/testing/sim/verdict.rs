@@ -12,7 +12,6 @@ use bytes::Bytes;
 
 use super::clients::{Ask, Came, Record};
 use super::marks::Mark;
-use super::schedule::Time;
 use super::storing::wait;
 use super::world::World;
 use crate::error::Error;
@@ -36,6 +35,9 @@ impl World {
     pub(super) fn verdict(&mut self) {
         self.check_outcomes();
         check_real_time(&self.clients.done);
+        if self.subject.mixed && !super::values::check(&self.clients.done) {
+            self.stats.undecided += 1;
+        }
         let mut replica = (self.subject.make)(0, true);
         self.replay(&mut *replica);
         self.compare_nodes(&*replica);
@@ -196,14 +198,14 @@ fn check_real_time(done: &[Record]) {
         (_, _) => None,
     };
     let sees: Vec<(&Record, Index)> = done.iter().filter_map(|r| Some((r, index(r)?))).collect();
-    let mut ended: Vec<(Time, Index)> = sees.iter().map(|(r, i)| (r.returned, *i)).collect();
+    let mut ended: Vec<(u64, Index)> = sees.iter().map(|(r, i)| (r.ended, *i)).collect();
     ended.sort_unstable();
     let mut began = sees;
-    began.sort_by_key(|(r, _)| r.invoked);
+    began.sort_by_key(|(r, _)| r.began);
     let mut ended = ended.into_iter().peekable();
     let mut floor = 0;
     for (record, index) in began {
-        while let Some((_, i)) = ended.next_if(|(at, _)| *at < record.invoked) {
+        while let Some((_, i)) = ended.next_if(|(at, _)| *at < record.began) {
             floor = floor.max(i);
         }
         match record.ask {

@@ -270,6 +270,20 @@ impl World {
         if let Some(node) = m.node() {
             self.oracle.look(now, id, epoch, node, &mut self.marks);
             self.stats.digest(now, id, &node.probe());
+            self.require_transfers(id);
+        }
+    }
+
+    /// I16: a peer in Snapshot state has a transfer under way, or soon the watchdog's attention.
+    fn require_transfers(&self, id: NodeId) {
+        let patience = 20 * self.config.heartbeat.as_micros() as Time;
+        for (peer, since) in self.oracle.snapshot_waits(id) {
+            let waits = self.now().saturating_sub(since);
+            let cared_for = waits < patience || self.transfers.is_open(id, peer);
+            assert!(
+                cared_for,
+                "I16: node {id} waits for {peer} in Snapshot state, and nothing is sent"
+            );
         }
     }
 
