@@ -1,0 +1,116 @@
+//! A proxy in front of every node, with a state of its own for every directed link.
+//!
+//! Nodes advertise the addresses of their proxies, so that all that one node says to another
+//! passes here. Who dialled is told by the owner of the connection's other end, which the kernel
+//! lists: nodes need no knowledge of being proxied.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use raftline::testing::rng::Rng;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::Failure;
+use crate::link::{Mode, State, carry};
+
+/// Process ids of the running nodes, by node id.
+pub(crate) type Pids = Arc<Mutex<HashMap<u64, u32>>>;
+
+/// All links between the nodes.
+#[derive(Debug)]
+pub(crate) struct Proxies {
+    links: Arc<HashMap<(u64, u64), watch::Sender<State>>>,
+    /// Aborted when dropped.
+    _tasks: JoinSet<()>,
+}
+
+/// Where one node listens, and where the others believe it to.
+#[derive(Clone, Debug)]
+pub(crate) struct Door {
+    pub(crate) id: u64,
+    pub(crate) proxy: String,
+    pub(crate) target: String,
+}
+
+impl Proxies {
+    /// Listens in front of every node.
+    ///
+    /// # Errors
+    /// When an address is taken.
+    pub(crate) async fn start(doors: &[Door], pids: &Pids, seed: u64) -> Result<Self, Failure> {
+        let ids: Vec<_> = doors.iter().map(|d| d.id).collect();
+        let pairs = ids.iter().flat_map(|a| ids.iter().map(|b| (*a, *b))).filter(|(a, b)| a != b);
+        let links = Arc::new(pairs.map(|pair| (pair, watch::Sender::default())).collect());
+        let mut tasks = JoinSet::new();
+        for door in doors {
+            let listener = TcpListener::bind(door.proxy.as_str()).await?;
+            let rng = Rng::new(seed ^ door.id);
+            tasks.spawn(accept(listener, door.clone(), pids.clone(), Arc::clone(&links), rng));
+        }
+        Ok(Self { links, _tasks: tasks })
+    }
+
+    /// Changes what a link does.
+    pub(crate) fn set(&self, from: u64, to: u64, mode: Mode) {
+        if let Some(link) = self.links.get(&(from, to)) {
+            link.send_modify(|s| s.mode = mode);
+        }
+    }
+
+    /// Resets the connections of a link.
+    pub(crate) fn reset(&self, from: u64, to: u64) {
+        if let Some(link) = self.links.get(&(from, to)) {
+            link.send_modify(|s| s.resets += 1);
+        }
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    door: Door,
+    pids: Pids,
+    links: Arc<HashMap<(u64, u64), watch::Sender<State>>>,
+    mut rng: Rng,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                // Out of descriptors, or gone before it was accepted: the node will dial again.
+                let Ok((stream, _)) = accepted else { continue };
+                let source = dialler(&stream, &pids);
+                let Some(link) = source.and_then(|id| links.get(&(id, door.id))) else { continue };
+                let rng = Rng::new(rng.next_u64());
+                let (target, state) = (door.target.clone(), link.subscribe());
+                connections.spawn(async move { carry(stream, &target, state, rng).await });
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+/// The node at the other end of a connection; None when its process has ended meanwhile.
+fn dialler(stream: &TcpStream, pids: &Pids) -> Option<u64> {
+    let port = stream.peer_addr().ok()?.port();
+    let own = stream.local_addr().ok()?.port();
+    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
+    let inode = table.lines().skip(1).find_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let ends = (fields.get(1)?.rsplit_once(':')?.1, fields.get(2)?.rsplit_once(':')?.1);
+        let ends = (u16::from_str_radix(ends.0, 16).ok()?, u16::from_str_radix(ends.1, 16).ok()?);
+        (ends == (port, own)).then(|| fields.get(9).map(|inode| (*inode).to_owned())).flatten()
+    })?;
+    let wanted = format!("socket:[{inode}]");
+    let pids = pids.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    pids.into_iter().find(|(_, pid)| owns(*pid, &wanted)).map(|(id, _)| id)
+}
+
+fn owns(pid: u32, socket: &str) -> bool {
+    let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    descriptors
+        .flatten()
+        .filter_map(|d| std::fs::read_link(d.path()).ok())
+        .any(|link| link.as_os_str() == socket)
+}
