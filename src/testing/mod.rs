@@ -2,6 +2,7 @@
 //! embed it (feature `testing`).
 
 pub mod cluster;
+pub mod linearizability;
 pub mod log_suite;
 pub mod rng;
 pub mod vfs;
