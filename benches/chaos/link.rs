@@ -50,24 +50,27 @@ pub(crate) struct State {
 
 type Chunk = (Instant, Vec<u8>);
 
-/// Carries one connection until an end closes it or the link resets it.
+/// Carries one connection until an end closes it or the link resets it; tells how many chunks were
+/// on their way then and delivered nevertheless.
 pub(crate) async fn carry(
     source: TcpStream,
     target: &str,
     mut state: watch::Receiver<State>,
     mut rng: Rng,
-) -> io::Result<()> {
+) -> io::Result<usize> {
     let now = *state.borrow_and_update();
     if now.mode == Mode::Refuse {
-        return reset(&source);
+        return reset(&source).map(|()| 0);
     }
     let resets = now.resets;
     let broken = |s: &State| s.mode == Mode::Refuse || s.resets != resets;
     let held = |s: &State| s.mode == Mode::Hold && !broken(s);
     if state.wait_for(|s| !held(s)).await.is_err() || broken(&state.borrow()) {
-        return reset(&source);
+        return reset(&source).map(|()| 0);
     }
-    let Ok(target) = TcpStream::connect(target).await else { return reset(&source) };
+    let Ok(target) = TcpStream::connect(target).await else {
+        return reset(&source).map(|()| 0);
+    };
     source.set_nodelay(true)?;
     target.set_nodelay(true)?;
     // Another handle of the same socket, to reset it while its halves are in use.
@@ -77,6 +80,7 @@ pub(crate) async fn carry(
     let (there, there_queue) = mpsc::channel(QUEUE);
     let (back, back_queue) = mpsc::channel(QUEUE);
     let lag = rng.below(1 << 20);
+    let queued = there.downgrade();
     let mut delivery = Box::pin(deliver(there_queue, target_out, state.clone()));
     let mut rest = Box::pin(async {
         tokio::try_join!(
@@ -88,18 +92,17 @@ pub(crate) async fn carry(
     let mut watched = state.clone();
     let late = tokio::select! {
         // Both directions have ended, or one of them has failed.
-        done = async { tokio::try_join!(&mut rest, &mut delivery) } => return done.map(drop),
+        done = async { tokio::try_join!(&mut rest, &mut delivery) } => return done.map(|_| 0),
         changed = watched.wait_for(broken) => {
             changed.is_ok_and(|s| matches!(s.mode, Mode::Late(_)))
         }
     };
     handle.set_linger(Some(Duration::ZERO))?;
+    let queued = queued.upgrade().map_or(0, |q| q.max_capacity() - q.capacity());
     drop((handle, rest));
     // The source is gone; what was read from it is still on its way.
-    if late {
-        let _ = timeout(LATE, delivery).await;
-    }
-    Ok(())
+    let delivered = late && matches!(timeout(LATE, delivery).await, Ok(Ok(())));
+    Ok(if delivered { queued } else { 0 })
 }
 
 /// Closes with a reset instead of an orderly end.

@@ -147,7 +147,7 @@ async fn everything(args: &Args, what: &What, seed: u64) -> Result<(), Failure> 
                 )
             }
         };
-        println!("{line}");
+        println!("{} took {took:.0} s", name(&scenario));
         closing.push(line);
     }
     let left = process::children()?;
@@ -213,7 +213,7 @@ fn told(s: &Summary) -> String {
     let faults: Vec<_> = s.faults.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
     format!(
         "{} nodes, {} operations checked: {} ok, {} not applied, {} unknown; {} faults ({}); {} \
-         leader changes, longest time without an acknowledged write {:.1} s, whole again {:.1} s \
+         leader changes, {} chunks reordered, longest time without an acknowledged write {:.1} s, whole again {:.1} s \
          after a restart of all; peak {}; {}",
         s.nodes,
         s.operations,
@@ -223,6 +223,7 @@ fn told(s: &Summary) -> String {
         s.faults.values().sum::<usize>(),
         faults.join(", "),
         s.leader_changes,
+        s.late,
         s.unavailable.as_secs_f64(),
         s.recovery.as_secs_f64(),
         s.peak,

@@ -62,6 +62,24 @@ impl Network {
         }
     }
 
+    /// Links that could be mistreated and never carried a thing: what was done to them proves
+    /// nothing.
+    pub(crate) fn unused(&self) -> Vec<(u64, u64)> {
+        match &self.kind {
+            Kind::Proxies(proxies) => proxies.unused(),
+            // There is no other way between namespaces.
+            Kind::Namespaces(_) | Kind::Plain => Vec::new(),
+        }
+    }
+
+    /// Chunks that were delivered behind later ones.
+    pub(crate) fn late(&self) -> usize {
+        match &self.kind {
+            Kind::Proxies(proxies) => proxies.late(),
+            Kind::Namespaces(_) | Kind::Plain => 0,
+        }
+    }
+
     /// Opens every link.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //! lists: nodes need no knowledge of being proxied.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use raftline::testing::rng::Rng;
@@ -18,10 +19,21 @@ use crate::link::{Mode, State, carry};
 /// Process ids of the running nodes, by node id.
 pub(crate) type Pids = Arc<Mutex<HashMap<u64, u32>>>;
 
+/// One directed link.
+#[derive(Debug, Default)]
+struct Link {
+    state: watch::Sender<State>,
+    connections: AtomicUsize,
+    /// Chunks delivered after the connection that carried them was reset.
+    late: AtomicUsize,
+}
+
+type Links = Arc<HashMap<(u64, u64), Arc<Link>>>;
+
 /// All links between the nodes.
 #[derive(Debug)]
 pub(crate) struct Proxies {
-    links: Arc<HashMap<(u64, u64), watch::Sender<State>>>,
+    links: Links,
     /// Aborted when dropped.
     _tasks: JoinSet<()>,
 }
@@ -42,7 +54,7 @@ impl Proxies {
     pub(crate) async fn start(doors: &[Door], pids: &Pids, seed: u64) -> Result<Self, Failure> {
         let ids: Vec<_> = doors.iter().map(|d| d.id).collect();
         let pairs = ids.iter().flat_map(|a| ids.iter().map(|b| (*a, *b))).filter(|(a, b)| a != b);
-        let links = Arc::new(pairs.map(|pair| (pair, watch::Sender::default())).collect());
+        let links: Links = Arc::new(pairs.map(|pair| (pair, Arc::default())).collect());
         let mut tasks = JoinSet::new();
         for door in doors {
             let listener = TcpListener::bind(door.proxy.as_str()).await?;
@@ -55,25 +67,30 @@ impl Proxies {
     /// Changes what a link does.
     pub(crate) fn set(&self, from: u64, to: u64, mode: Mode) {
         if let Some(link) = self.links.get(&(from, to)) {
-            link.send_modify(|s| s.mode = mode);
+            link.state.send_modify(|s| s.mode = mode);
         }
     }
 
     /// Resets the connections of a link.
     pub(crate) fn reset(&self, from: u64, to: u64) {
         if let Some(link) = self.links.get(&(from, to)) {
-            link.send_modify(|s| s.resets += 1);
+            link.state.send_modify(|s| s.resets += 1);
         }
+    }
+
+    /// The links that never carried a connection.
+    pub(crate) fn unused(&self) -> Vec<(u64, u64)> {
+        let unused = |(_, link): &(_, &Arc<Link>)| link.connections.load(Ordering::Relaxed) == 0;
+        self.links.iter().filter(unused).map(|(pair, _)| *pair).collect()
+    }
+
+    /// Chunks that were delivered late, see [`Mode::Late`].
+    pub(crate) fn late(&self) -> usize {
+        self.links.values().map(|link| link.late.load(Ordering::Relaxed)).sum()
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    door: Door,
-    pids: Pids,
-    links: Arc<HashMap<(u64, u64), watch::Sender<State>>>,
-    mut rng: Rng,
-) {
+async fn accept(listener: TcpListener, door: Door, pids: Pids, links: Links, mut rng: Rng) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -83,8 +100,13 @@ async fn accept(
                 let source = dialler(&stream, &pids);
                 let Some(link) = source.and_then(|id| links.get(&(id, door.id))) else { continue };
                 let rng = Rng::new(rng.next_u64());
-                let (target, state) = (door.target.clone(), link.subscribe());
-                connections.spawn(async move { carry(stream, &target, state, rng).await });
+                let (target, link) = (door.target.clone(), Arc::clone(link));
+                link.connections.fetch_add(1, Ordering::Relaxed);
+                connections.spawn(async move {
+                    // What fails here fails at both ends, who must cope.
+                    let late = carry(stream, &target, link.state.subscribe(), rng).await;
+                    link.late.fetch_add(late.unwrap_or(0), Ordering::Relaxed);
+                });
             }
             Some(_) = connections.join_next() => {}
         }

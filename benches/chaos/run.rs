@@ -53,6 +53,8 @@ pub(crate) struct Summary {
     pub(crate) leader_changes: usize,
     pub(crate) unavailable: Duration,
     pub(crate) recovery: Duration,
+    /// Chunks delivered behind later ones.
+    pub(crate) late: usize,
     pub(crate) peak: crate::resources::Peak,
     pub(crate) verdict: String,
 }
@@ -93,7 +95,9 @@ pub(crate) async fn run(plan: &Plan, cluster: &mut Cluster) -> Result<Summary, F
     let recovery = recovered?;
     within_limits(&seen)?;
     let verdict = judge(&records)?;
-    Ok(summary(cluster, &records, &timeline, &seen, recovery, verdict))
+    let summary = summary(cluster, &records, &timeline, &seen, recovery, verdict);
+    worth_it(plan, cluster, &records, &summary)?;
+    Ok(summary)
 }
 
 /// The first phase: faults, one after another, while the clients go on.
@@ -216,6 +220,38 @@ async fn converged(
     Ok(())
 }
 
+/// A run in which nothing happened proves nothing.
+fn worth_it(
+    plan: &Plan,
+    cluster: &Cluster,
+    records: &[Record],
+    summary: &Summary,
+) -> Result<(), Failure> {
+    let answered = |id: &u64| {
+        let mut ok = records.iter().filter(|r| r.node == *id);
+        ok.any(|r| matches!(r.outcome, Outcome::Written { .. }))
+    };
+    let idle: Vec<_> = cluster.ids().into_iter().filter(|id| !answered(id)).collect();
+    let faults: usize = summary.faults.values().sum();
+    let unused = cluster.network.unused();
+    let vain = [
+        (faults < plan.faults, format!("only {faults} faults")),
+        (summary.operations < plan.ops, format!("only {} operations", summary.operations)),
+        (summary.ok < summary.operations / 2, format!("only {} of them ok", summary.ok)),
+        (!idle.is_empty(), format!("no write through nodes {idle:?}")),
+        (!unused.is_empty(), format!("no connection on the links {unused:?}")),
+        (faults >= 5 && summary.leader_changes == 0, "one leader all the time".to_owned()),
+        (
+            summary.faults.contains_key(&Kind::Reorder) && summary.late == 0,
+            "nothing was reordered".to_owned(),
+        ),
+    ];
+    match vain.into_iter().find(|(vain, _)| *vain) {
+        Some((_, why)) => Err(format!("the run proves nothing: {why}").into()),
+        None => Ok(()),
+    }
+}
+
 fn within_limits(seen: &Seen) -> Result<(), Failure> {
     if let Some(rivals) = seen.rivals.first() {
         return Err(rivals.clone().into());
@@ -250,6 +286,7 @@ fn summary(
         leader_changes: seen.leader_changes(),
         unavailable: longest_gap(records),
         recovery,
+        late: cluster.network.late(),
         peak: seen.peak,
         verdict,
     }
