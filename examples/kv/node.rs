@@ -64,7 +64,8 @@ impl Flags {
             None => Config::default(),
         };
         let advertise_addr = self.advertise_addr.clone().or(config.advertise_addr);
-        Ok(Config { data_dir: Some(data_dir.to_owned()), advertise_addr, ..config })
+        let (data_dir, peers) = (Some(data_dir.to_owned()), self.peer.clone());
+        Ok(Config { data_dir, peers, advertise_addr, ..config })
     }
 }
 
@@ -110,7 +111,15 @@ async fn start(
 ) -> Result<Running, Failure> {
     // NB: where the settings name an address to advertise, that one counts.
     let (id, addr) = (flags.id, flags.raft_addr.clone());
-    let has_data = std::fs::read_dir(data_dir).is_ok_and(|mut dir| dir.next().is_some());
+    // A node with data knows its cluster, and may be the one that the others wait for: it asks
+    // nobody. Whichever of these is called, it resumes.
+    if std::fs::read_dir(data_dir).is_ok_and(|mut dir| dir.next().is_some()) {
+        info!(logger, "resuming");
+        return Ok(match flags.peer.first().filter(|_| !flags.found) {
+            Some(peer) => tokio::spawn(raft.join(id, addr, None, peer.clone())),
+            None => tokio::spawn(raft.lead(id)),
+        });
+    }
     let mut told = false;
     loop {
         match raft.find_leader_info(flags.peer.clone()).await {
@@ -118,18 +127,12 @@ async fn start(
                 info!(logger, "joining"; "leader" => leader, "addr" => &leader_addr);
                 return Ok(tokio::spawn(raft.join(id, addr, Some(leader), leader_addr)));
             }
-            // There is a cluster without a leader: it may be waiting for this very node.
             Ok(None) | Err(Error::NoLeader) => {}
             Err(e) => return Err(e.into()),
         }
         match flags.peer.first() {
             _ if flags.found => return Ok(tokio::spawn(raft.lead(id))),
-            None if has_data => return Ok(tokio::spawn(raft.lead(id))),
             None => return Err("give --peer to join a cluster, or --found to found one".into()),
-            Some(peer) if has_data => {
-                info!(logger, "resuming");
-                return Ok(tokio::spawn(raft.join(id, addr, None, peer.clone())));
-            }
             Some(_) if told => {}
             Some(_) => {
                 warn!(
