@@ -41,6 +41,8 @@ pub(crate) struct Workload {
     values: AtomicU64,
     /// Operations done.
     pub(crate) done: AtomicUsize,
+    /// Writes acknowledged.
+    pub(crate) acknowledged: AtomicUsize,
     stop: AtomicBool,
     /// Between two operations of one client, in microseconds.
     think_us: AtomicU64,
@@ -54,6 +56,7 @@ impl Workload {
             keys: Mutex::default(),
             values: AtomicU64::new(0),
             done: AtomicUsize::new(0),
+            acknowledged: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             think_us: AtomicU64::new(crate::history::micros(think)),
         }
@@ -149,6 +152,9 @@ async fn run(
         let op = work.draw(&mut rng, seen);
         let name = number + life * 1000;
         let outcome = perform(&work.history, &mut client, name, node, &key, op.clone()).await?;
+        if matches!(outcome, Outcome::Written { .. }) {
+            work.acknowledged.fetch_add(1, Ordering::Relaxed);
+        }
         match (&outcome, op) {
             (Outcome::Read { value, .. }, _) => work.saw(slot, &key, value.clone()),
             (Outcome::Written { changed: true, .. }, Op::Put { value })

@@ -213,7 +213,7 @@ fn told(s: &Summary) -> String {
     let faults: Vec<_> = s.faults.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
     format!(
         "{} nodes, {} operations checked: {} ok, {} not applied, {} unknown; {} faults ({}); {} \
-         leader changes, {} chunks reordered, longest time without an acknowledged write {:.1} s, whole again {:.1} s \
+         leader changes, {} chunks reordered, longest time without an acknowledged write {:.1} s, and {:.1} s after healing, whole again {:.1} s \
          after a restart of all; peak {}; {}",
         s.nodes,
         s.operations,
@@ -225,6 +225,7 @@ fn told(s: &Summary) -> String {
         s.leader_changes,
         s.late,
         s.unavailable.as_secs_f64(),
+        s.again.as_secs_f64(),
         s.recovery.as_secs_f64(),
         s.peak,
         s.verdict,

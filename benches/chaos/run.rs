@@ -26,6 +26,9 @@ const FAULT: Duration = Duration::from_millis(3_000);
 /// After everything has healed there is a leader within this: ten of the longest election
 /// timeouts, on a machine that is busy.
 const LEADER: Duration = Duration::from_secs(10);
+/// And a write of some client within this, after every single fault; the first one to come back
+/// may still be in its first election.
+const AGAIN: Duration = Duration::from_secs(10);
 /// And a fresh write through every node within this.
 const WRITE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(20);
@@ -52,6 +55,9 @@ pub(crate) struct Summary {
     pub(crate) faults: BTreeMap<Kind, usize>,
     pub(crate) leader_changes: usize,
     pub(crate) unavailable: Duration,
+    /// The longest time from healing a fault to the next acknowledged write.
+    pub(crate) again: Duration,
+    /// From the restart of all to a fresh write through every node.
     pub(crate) recovery: Duration,
     /// Chunks delivered behind later ones.
     pub(crate) late: usize,
@@ -84,7 +90,7 @@ pub(crate) async fn run(plan: &Plan, cluster: &mut Cluster) -> Result<Summary, F
     let mut timeline = Timeline::default();
     let mistreated = mistreat(plan, cluster, &work, &mut timeline, &mut rng, tasks).await;
     let recovered = match mistreated {
-        Ok(()) => recover(cluster, &work).await,
+        Ok(again) => recover(cluster, &work).await.map(|recovery| (again, recovery)),
         Err(e) => Err(e),
     };
     drop(stop);
@@ -108,9 +114,14 @@ async fn mistreat(
     timeline: &mut Timeline,
     rng: &mut Rng,
     mut clients: JoinSet<Result<(), Failure>>,
-) -> Result<(), Failure> {
+) -> Result<Duration, Failure> {
+    let mut longest = Duration::ZERO;
     for kind in deal(&plan.kinds, plan.faults, rng) {
         timeline.inflict(kind, cluster, rng, || work.history.now()).await?;
+        // Now and then the next fault meets a cluster that has not recovered yet.
+        if !rng.one_in(4) {
+            longest = longest.max(again(cluster, work).await?);
+        }
         sleep(Duration::from_millis(rng.below(1_600))).await;
         ended(&mut clients)?;
     }
@@ -124,7 +135,20 @@ async fn mistreat(
     while let Some(done) = clients.join_next().await {
         done??;
     }
-    Ok(())
+    Ok(longest)
+}
+
+/// Waits for an acknowledged write; tells how long it took.
+async fn again(cluster: &mut Cluster, work: &Workload) -> Result<Duration, Failure> {
+    let (healed, before) = (Instant::now(), work.acknowledged.load(Ordering::Relaxed));
+    while work.acknowledged.load(Ordering::Relaxed) == before {
+        cluster.alive()?;
+        if healed.elapsed() > AGAIN {
+            return Err(format!("no write was acknowledged within {AGAIN:?} of healing").into());
+        }
+        sleep(PAUSE).await;
+    }
+    Ok(healed.elapsed())
 }
 
 /// Clients end when they are told to; one that ended before has seen nonsense.
@@ -271,7 +295,7 @@ fn summary(
     records: &[Record],
     timeline: &Timeline,
     seen: &Seen,
-    recovery: Duration,
+    (again, recovery): (Duration, Duration),
     verdict: String,
 ) -> Summary {
     let count = |outcome: &Outcome| records.iter().filter(|r| r.outcome == *outcome).count();
@@ -285,6 +309,7 @@ fn summary(
         faults: timeline.counts.clone(),
         leader_changes: seen.leader_changes(),
         unavailable: longest_gap(records),
+        again,
         recovery,
         late: cluster.network.late(),
         peak: seen.peak,
