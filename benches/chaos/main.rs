@@ -139,12 +139,9 @@ async fn everything(args: &Args, what: &What, seed: u64) -> Result<(), Failure> 
             Ok(told) => format!("{}: {told}; {took:.0} s", name(&scenario)),
             Err(e) => {
                 failed += 1;
-                let at = dir.display();
-                format!(
-                    "{}: FAILED after {took:.0} s with seed {seed}: {e}\n  history: \
-                     {at}/history.jsonl\n  timeline: {at}/timeline.txt\n  logs: {at}/node-*.log",
-                    name(&scenario)
-                )
+                let (name, again) = (name(&scenario), again(&scenario, seed));
+                let left = files(&dir).join("\n  ");
+                format!("{name}: FAILED after {took:.0} s: {e}\n  again: {again}\n  {left}")
             }
         };
         println!("{} took {took:.0} s", name(&scenario));
@@ -164,6 +161,30 @@ async fn everything(args: &Args, what: &What, seed: u64) -> Result<(), Failure> 
         return Err(format!("{failed} of the scenarios; all is kept in {}", kept.display()).into());
     }
     Ok(())
+}
+
+/// The command that does the same again.
+fn again(scenario: &What, seed: u64) -> String {
+    let what = match scenario {
+        What::Run { nodes, ops, faults } => {
+            format!("run --nodes {nodes} --ops {ops} --faults {faults}")
+        }
+        What::Namespaces { nodes, ops, faults } => {
+            format!("namespaces --nodes {nodes} --ops {ops} --faults {faults}")
+        }
+        What::DiskFull => "disk-full".to_owned(),
+        What::Gate => "gate".to_owned(),
+    };
+    format!("cargo bench --bench chaos -- {what} --seed {seed}")
+}
+
+/// What tells how it came about: the history, the timeline, the nodes' logs.
+fn files(dir: &Path) -> Vec<String> {
+    let Ok(entries) = dir.read_dir() else { return Vec::new() };
+    let paths = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file());
+    let mut paths: Vec<_> = paths.map(|path| path.display().to_string()).collect();
+    paths.sort();
+    paths
 }
 
 fn name(scenario: &What) -> String {
@@ -213,8 +234,8 @@ fn told(s: &Summary) -> String {
     let faults: Vec<_> = s.faults.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
     format!(
         "{} nodes, {} operations checked: {} ok, {} not applied, {} unknown; {} faults ({}); {} \
-         leader changes, {} chunks reordered, longest time without an acknowledged write {:.1} s, and {:.1} s after healing, whole again {:.1} s \
-         after a restart of all; peak {}; {}",
+         leader changes, {} chunks reordered; longest time without an acknowledged write {:.1} s, \
+         {:.1} s after healing; whole again {:.1} s after a restart of all; peak {}; {}",
         s.nodes,
         s.operations,
         s.ok,
