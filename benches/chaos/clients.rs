@@ -87,7 +87,11 @@ impl Workload {
         for n in 0..nodes.len() * PER_NODE {
             let (node, addr) = nodes[n % nodes.len()].clone();
             let rng = Rng::new(rng.next_u64());
-            clients.spawn(run(Arc::clone(self), n, node, Client::new(addr), rng));
+            // NB: half of the clients of a node read only. A client with a write soon waits on a
+            // leader that was cut off, and then nobody would be left to see it answer stale reads.
+            let reads = if (n / nodes.len()).is_multiple_of(2) { 100 } else { 20 };
+            let client = Numbered { number: n, node, reads, client: Client::new(addr) };
+            clients.spawn(run(Arc::clone(self), client, rng));
         }
         clients
     }
@@ -120,24 +124,30 @@ impl Workload {
         format!("v{}.", self.values.fetch_add(1, Ordering::Relaxed))
     }
 
-    fn draw(&self, rng: &mut Rng, seen: Option<String>) -> Op {
+    fn draw(&self, rng: &mut Rng, reads: u64, seen: Option<String>) -> Op {
+        if rng.below(100) < reads {
+            return Op::Get;
+        }
         match rng.below(100) {
-            0..40 => Op::Get,
-            40..60 => Op::Put { value: self.fresh() },
-            60..67 => Op::Delete,
-            67..80 => Op::Append { value: self.fresh() },
+            0..35 => Op::Put { value: self.fresh() },
+            35..45 => Op::Delete,
+            45..65 => Op::Append { value: self.fresh() },
             _ => Op::CompareAndSet { expected: seen, value: self.fresh() },
         }
     }
 }
 
-async fn run(
-    work: Arc<Workload>,
+/// A client and what it does.
+struct Numbered {
     number: usize,
     node: u64,
-    mut client: Client,
-    mut rng: Rng,
-) -> Result<(), Failure> {
+    /// How many of a hundred operations are reads.
+    reads: u64,
+    client: Client,
+}
+
+async fn run(work: Arc<Workload>, client: Numbered, mut rng: Rng) -> Result<(), Failure> {
+    let Numbered { number, node, reads, mut client } = client;
     let mut life = 0;
     while !work.stop.load(Ordering::Relaxed) {
         // Before the operation begins: what cannot be sent is no operation.
@@ -149,7 +159,7 @@ async fn run(
             }
         }
         let (slot, key, seen) = work.pick(&mut rng);
-        let op = work.draw(&mut rng, seen);
+        let op = work.draw(&mut rng, reads, seen);
         let name = number + life * 1000;
         let outcome = perform(&work.history, &mut client, name, node, &key, op.clone()).await?;
         if matches!(outcome, Outcome::Written { .. }) {

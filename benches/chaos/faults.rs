@@ -14,7 +14,9 @@ use crate::link::Mode;
 /// Longer than an election timeout, which is 400 to 800 ms.
 const SHORTEST: Duration = Duration::from_millis(900);
 /// Between two resets of a fault that resets again and again.
-const BETWEEN: Duration = Duration::from_millis(250);
+const BETWEEN: Duration = Duration::from_millis(350);
+/// When a fault that had no effect is given up.
+const LONGEST: Duration = Duration::from_secs(8);
 
 /// What can be done to a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,16 +135,11 @@ impl Timeline {
         let told = strike(kind, cluster, rng).await?;
         self.note(now(), kind, &told);
         match kind {
-            Kind::Reset | Kind::Reorder => {
-                let links = cluster.network.links();
-                let mut left = hold;
-                while !left.is_zero() {
-                    for (from, to) in links.iter().filter(|_| rng.one_in(2)) {
-                        cluster.network.reset(*from, *to);
-                    }
-                    sleep(BETWEEN).await;
-                    left = left.saturating_sub(BETWEEN);
-                }
+            Kind::Reset => reset(cluster, rng, hold, || true).await,
+            Kind::Reorder => {
+                let late = cluster.network.late();
+                let reordered = || cluster.network.late() > late;
+                reset(cluster, rng, hold, reordered).await;
             }
             _ => sleep(hold / 2).await,
         }
@@ -163,6 +160,19 @@ impl Timeline {
     fn note(&mut self, at: Duration, kind: Kind, told: &str) {
         *self.counts.entry(kind).or_default() += 1;
         self.entries.push((at, format!("{kind}: {told}")));
+    }
+}
+
+/// Resets half of the links, again and again, until it has had an effect.
+async fn reset(cluster: &Cluster, rng: &mut Rng, hold: Duration, effect: impl Fn() -> bool) {
+    let links = cluster.network.links();
+    let mut held = Duration::ZERO;
+    while held < hold || !effect() && held < LONGEST {
+        sleep(BETWEEN).await;
+        held += BETWEEN;
+        for (from, to) in links.iter().filter(|_| rng.one_in(2)) {
+            cluster.network.reset(*from, *to);
+        }
     }
 }
 
@@ -209,7 +219,7 @@ async fn strike(kind: Kind, cluster: &mut Cluster, rng: &mut Rng) -> Result<Stri
             change(cluster, Mode::Throttle(2_000 + rng.below(30_000)), |_, _| rng.one_in(2))
         }
         Kind::Reset => Ok("half of the links, again and again".to_owned()),
-        Kind::Reorder => change(cluster, Mode::Late(Duration::from_millis(400)), |_, _| true),
+        Kind::Reorder => change(cluster, Mode::Late(Duration::from_millis(600)), |_, _| true),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::proxy::Pids;
 const BETWEEN: Duration = Duration::from_millis(150);
 
 /// What no node may exceed at any time. The state is a few hundred KiB, a log segment 256 KiB.
-pub(crate) const LIMITS: Peak = Peak { resident: 192 << 20, descriptors: 256, disk: 16 << 20 };
+pub(crate) const LIMITS: Peak = Peak { resident: 96 << 20, descriptors: 128, disk: 8 << 20 };
 
 /// The most that any node used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
