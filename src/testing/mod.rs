@@ -5,4 +5,5 @@ pub mod cluster;
 pub mod linearizability;
 pub mod log_suite;
 pub mod rng;
+pub mod store_suite;
 pub mod vfs;

@@ -18,6 +18,27 @@ pub fn check_indices<M: Model>(model: &M, history: &HistoryOf<M>, limits: Limits
     if let Some(fault) = history.fault(true) {
         return Verdict::Malformed(fault);
     }
+    let (placed, slots) = place_by_index::<M>(history);
+    let order = real_time(&placed);
+    if let Some((before, behind)) = order.reversed {
+        return Verdict::Illegal(reversed::<M>(history, before, behind));
+    }
+    check_parts(model, history, limits, |id, op| match op.index() {
+        Some(index) => {
+            let at = place(&op.call, index);
+            ((at, op.invoked), op.returned.map(|returned| (at, returned)))
+        }
+        // It began behind all that had been answered by then, in the log as in time.
+        None => (
+            (slots.get(id.0).and_then(|&n| order.floors.get(n)).copied().unwrap_or(0), op.invoked),
+            None,
+        ),
+    })
+}
+
+/// The operations that count, with the places that their indices give them; and of each operation
+/// of the history where it is among those.
+fn place_by_index<M: Model>(history: &HistoryOf<M>) -> (Vec<Placed>, Vec<usize>) {
     let mut slots = vec![usize::MAX; history.len()];
     let mut placed = Vec::new();
     for (n, op) in history.operations().iter().enumerate().filter(|(_, op)| op.counts()) {
@@ -31,18 +52,13 @@ pub fn check_indices<M: Model>(model: &M, history: &HistoryOf<M>, limits: Limits
             highest: at,
         });
     }
-    let order = real_time(&placed);
-    if let Some((before, behind)) = order.reversed {
-        return Verdict::Illegal(reversed::<M>(history, before, behind));
-    }
-    check_parts(model, history, limits, |id, op| match op.index() {
-        Some(index) => {
-            let at = place(&op.call, index);
-            ((at, op.invoked), op.returned.map(|returned| (at, returned)))
-        }
-        // It began behind all that had been answered by then, in the log as in time.
-        None => ((slots.get(id.0).map_or(0, |&n| order.floors[n]), op.invoked), None),
-    })
+    (placed, slots)
+}
+
+/// Operations whose indices, whatever is at them, are against real time.
+pub(super) fn reversed_indices<M: Model>(history: &HistoryOf<M>) -> Option<Violation> {
+    let (before, behind) = real_time(&place_by_index::<M>(history).0).reversed?;
+    Some(reversed::<M>(history, before, behind))
 }
 
 /// Two operations whose indices are the wrong way round.

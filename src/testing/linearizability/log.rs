@@ -11,7 +11,7 @@ use std::fmt::Debug;
 use serde::{Deserialize, Serialize};
 
 use super::history::OpId;
-use super::indices::reversed;
+use super::indices::{reversed, reversed_indices};
 use super::order::{Placed, lines, real_time};
 use super::{Call, HistoryOf, Model, OperationOf, Rule, Verdict, Violation};
 use crate::types::Index;
@@ -64,7 +64,7 @@ impl<'a, M: Model> Check<'a, M> {
         let left = self.place_answered()?;
         self.place_unknown(&left)?;
         match real_time(&self.placed).reversed {
-            None => Ok(()),
+            None => reversed_indices::<M>(self.history).map_or(Ok(()), Err),
             Some((before, behind)) => Err(reversed::<M>(self.history, before, behind)),
         }
     }

@@ -224,4 +224,5 @@ impl fmt::Display for Violation {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;

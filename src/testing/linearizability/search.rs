@@ -5,8 +5,9 @@
 //! Invariants:
 //! - an operation is taken only when every operation that ended before it began was taken;
 //! - an operation without an end may be taken at any time behind its beginning, or never;
-//! - an operation that agrees and changes nothing is taken at once and never taken back: whatever
-//!   order exists without it there, exists with it there;
+//! - a read that agrees is taken at once and never taken back: whatever order exists without it
+//!   there, exists with it there. NB: not so a write that changes nothing there; it may be needed
+//!   later, where it does;
 //! - an operation without an end that changes nothing is not taken: it may as well never happen.
 
 use std::collections::{BTreeSet, HashSet};
@@ -236,8 +237,8 @@ impl<'a, 's, M: Model> Search<'a, 's, M> {
         }
     }
 
-    /// Takes the next candidate from the cursor on; gives the state behind it, and whether that
-    /// was no choice.
+    /// Takes the next candidate from the cursor on; gives the state behind it, and whether taking
+    /// it was no choice.
     fn advance(&mut self, cursor: Cursor, state: &M::State) -> Option<(Cursor, M::State, bool)> {
         let (mut node, mut open) = (self.next[0], 0);
         match cursor {
@@ -251,8 +252,8 @@ impl<'a, 's, M: Model> Search<'a, 's, M> {
             Cursor::Open(from) => (node, open) = (self.first_end(), from),
         }
         while self.nodes[node].1 {
-            if let Some((after, forced)) = self.try_due(node, state) {
-                return Some((Cursor::Due(node), after, forced));
+            if let Some(after) = self.try_due(node, state) {
+                return Some((Cursor::Due(node), after, false));
             }
             node = self.next[node];
         }
@@ -291,7 +292,7 @@ impl<'a, 's, M: Model> Search<'a, 's, M> {
         None
     }
 
-    fn try_due(&mut self, node: usize, state: &M::State) -> Option<(M::State, bool)> {
+    fn try_due(&mut self, node: usize, state: &M::State) -> Option<M::State> {
         let task = self.due[self.nodes[node].0];
         let Call::Write(write) = task.call else { return None };
         self.steps += 1;
@@ -301,9 +302,8 @@ impl<'a, 's, M: Model> Search<'a, 's, M> {
             return None;
         }
         self.take(Cursor::Due(node));
-        let forced = after == *state;
-        if forced || self.is_new(&after) {
-            return Some((after, forced));
+        if self.is_new(&after) {
+            return Some(after);
         }
         self.give_back(Cursor::Due(node));
         None

@@ -1,7 +1,9 @@
 //! The checks, checked: histories that people understand, and generated ones against a brute
 //! force.
 
+mod generated;
 mod known;
+mod speed;
 
 use super::models::{Kv, KvAnswer, KvRead, KvWrite};
 use super::{Call, HistoryOf, Limits, LogEntry, Model, Verdict, check_indices, check_values};
