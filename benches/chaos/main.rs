@@ -37,6 +37,7 @@ use std::process::ExitCode;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 use faults::Kind;
 use run::{Plan, Summary};
@@ -104,13 +105,29 @@ async fn main() -> ExitCode {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |t| t.subsec_nanos().into())
     });
     println!("seed {seed}");
-    match everything(&args, &what, seed).await {
+    // Interrupted, it still takes down what it set up.
+    let done = tokio::select! {
+        done = everything(&args, &what, seed) => done,
+        stopped = interrupted() => stopped,
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("FAILED: {e}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Fails at ctrl-c and SIGTERM.
+async fn interrupted() -> Result<(), Failure> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Err("interrupted".into())
 }
 
 async fn everything(args: &Args, what: &What, seed: u64) -> Result<(), Failure> {
