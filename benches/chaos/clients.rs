@@ -16,7 +16,7 @@ use crate::history::{History, Op, Outcome, Record};
 /// Keys in use at a time.
 const KEYS: u64 = 8;
 /// Operations on a key before another takes its place.
-const PER_KEY: usize = 70;
+const PER_KEY: usize = 100;
 /// Clients on every node.
 pub(crate) const PER_NODE: usize = 4;
 /// Longer than a node's own deadline for a request.
@@ -89,8 +89,10 @@ impl Workload {
             let rng = Rng::new(rng.next_u64());
             // NB: half of the clients of a node read only. A client with a write soon waits on a
             // leader that was cut off, and then nobody would be left to see it answer stale reads.
-            let reads = if (n / nodes.len()).is_multiple_of(2) { 100 } else { 20 };
-            let client = Numbered { number: n, node, reads, client: Client::new(addr) };
+            // And often: such a leader soon finds out.
+            let reader = (n / nodes.len()).is_multiple_of(2);
+            let (reads, pace) = if reader { (100, 0.625) } else { (20, 2.5) };
+            let client = Numbered { number: n, node, reads, pace, client: Client::new(addr) };
             clients.spawn(run(Arc::clone(self), client, rng));
         }
         clients
@@ -143,11 +145,13 @@ struct Numbered {
     node: u64,
     /// How many of a hundred operations are reads.
     reads: u64,
+    /// How long it thinks, as a share of what clients think on average.
+    pace: f64,
     client: Client,
 }
 
 async fn run(work: Arc<Workload>, client: Numbered, mut rng: Rng) -> Result<(), Failure> {
-    let Numbered { number, node, reads, mut client } = client;
+    let Numbered { number, node, reads, pace, mut client } = client;
     let mut life = 0;
     while !work.stop.load(Ordering::Relaxed) {
         // Before the operation begins: what cannot be sent is no operation.
@@ -178,7 +182,8 @@ async fn run(work: Arc<Workload>, client: Numbered, mut rng: Rng) -> Result<(), 
         }
         work.done.fetch_add(1, Ordering::Relaxed);
         let think = work.think_us.load(Ordering::Relaxed);
-        sleep(Duration::from_micros(think / 2 + rng.below(think.max(1)))).await;
+        let think = Duration::from_micros(think / 2 + rng.below(think.max(1)));
+        sleep(think.mul_f64(pace)).await;
     }
     Ok(())
 }

@@ -8,6 +8,8 @@
 use std::io;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::FusedFuture;
 use raftline::testing::rng::Rng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -81,7 +83,7 @@ pub(crate) async fn carry(
     let (back, back_queue) = mpsc::channel(QUEUE);
     let lag = rng.below(1 << 20);
     let queued = there.downgrade();
-    let mut delivery = Box::pin(deliver(there_queue, target_out, state.clone()));
+    let mut delivery = Box::pin(deliver(there_queue, target_out, state.clone()).fuse());
     let mut rest = Box::pin(async {
         tokio::try_join!(
             read(source_in, there, state.clone(), lag, rng.clone()),
@@ -101,7 +103,8 @@ pub(crate) async fn carry(
     let queued = queued.upgrade().map_or(0, |q| q.max_capacity() - q.capacity());
     drop((handle, rest));
     // The source is gone; what was read from it is still on its way.
-    let delivered = late && matches!(timeout(LATE, delivery).await, Ok(Ok(())));
+    let unfinished = late && !delivery.is_terminated();
+    let delivered = unfinished && matches!(timeout(LATE, delivery).await, Ok(Ok(())));
     Ok(if delivered { queued } else { 0 })
 }
 

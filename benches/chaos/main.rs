@@ -46,7 +46,7 @@ use run::{Plan, Summary};
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Faults and operations of the gate: at least 40 and 50,000 over two clusters.
-const GATE: &[(u64, usize, usize)] = &[(3, 25_000, 22), (5, 25_000, 22)];
+const GATE: &[(u64, usize, usize)] = &[(3, 40_000, 22), (5, 40_000, 22)];
 
 #[derive(Parser)]
 #[command(about = "Mistreats clusters of the kv example and checks what they answer")]
@@ -74,7 +74,7 @@ enum What {
     Run {
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(2..=9))]
         nodes: u64,
-        #[arg(long, default_value_t = 25_000)]
+        #[arg(long, default_value_t = 40_000)]
         ops: usize,
         #[arg(long, default_value_t = 22)]
         faults: usize,

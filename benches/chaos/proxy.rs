@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use raftline::testing::rng::Rng;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::Failure;
 use crate::link::{Mode, State, carry};
@@ -108,7 +108,12 @@ async fn accept(listener: TcpListener, door: Door, pids: Pids, links: Links, mut
                     link.late.fetch_add(late.unwrap_or(0), Ordering::Relaxed);
                 });
             }
-            Some(_) = connections.join_next() => {}
+            Some(ended) = connections.join_next() => {
+                if let Some(panic) = ended.err().filter(JoinError::is_panic) {
+                    // Nothing is accepted any more: the run fails, as it must.
+                    std::panic::resume_unwind(panic.into_panic());
+                }
+            }
         }
     }
 }
