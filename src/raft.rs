@@ -167,7 +167,8 @@ impl<S: Store> Raft<S> {
     }
 
     /// Asks these addresses, all at once, who leads: the leader's id and address. None when no
-    /// cluster exists behind any of them; `lead` asks them again before it founds one.
+    /// cluster exists behind any of them; `lead` asks them again before it founds one. With data
+    /// in `Config::data_dir` it waits for no leader: the others may be waiting for this node.
     ///
     /// # Errors
     /// None that a caller must expect: a cluster that names no leader within
@@ -176,7 +177,8 @@ impl<S: Store> Raft<S> {
         let caller = self.core.serve("raftline".to_owned())?;
         locked(&self.asked).extend(peers.iter().cloned());
         let config = &self.core.shared.config;
-        joining::find_leader(&caller, &peers, config.request_timeout, config.heartbeat).await
+        let (timeout, pause) = (config.request_timeout, config.heartbeat);
+        joining::find_leader(&caller, &peers, timeout, pause, has_data(config)).await
     }
 
     /// Runs this node until it is told to stop or fails. An empty directory becomes the first
@@ -417,6 +419,13 @@ fn unique(addrs: impl Iterator<Item = String>, own: &str) -> Vec<String> {
         }
     }
     out
+}
+
+/// Whether the configured directory holds anything. False where it cannot be told: the node's id
+/// is part of the default directory, and not known before it starts.
+fn has_data(config: &Config) -> bool {
+    let dir = config.data_dir.as_ref().filter(|_| config.durability == Durability::Fsync);
+    dir.is_some_and(|dir| RealVfs.list(dir).is_ok_and(|names| !names.is_empty()))
 }
 
 /// Opens log and snapshots where the configuration says.

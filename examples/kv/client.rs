@@ -7,7 +7,11 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::Failure;
-use crate::http::OUTCOME;
+
+/// The header that tells whether a write took effect.
+pub(crate) const OUTCOME: &str = "x-raft-outcome";
+/// The header that tells the log index of a write, or up to which one a read has seen.
+pub(crate) const INDEX: &str = "x-raft-index";
 
 /// Longer than the library's own deadline, so that its answer is the one that counts.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -29,6 +33,8 @@ pub(crate) struct Response {
     pub(crate) status: u16,
     /// `applied`, `not-applied`, `unknown`; empty where the server did not say.
     pub(crate) outcome: String,
+    /// The log index; 0 where the server did not say.
+    pub(crate) index: u64,
     pub(crate) body: Vec<u8>,
 }
 
@@ -44,6 +50,18 @@ impl Client {
         Self { addr: addr.into(), stream: None }
     }
 
+    /// Opens the connection, if there is none. Who wants to know that a request was never sent
+    /// does this first.
+    ///
+    /// # Errors
+    /// When nobody answers there.
+    pub(crate) async fn open(&mut self) -> Result<(), Failure> {
+        if self.stream.is_none() {
+            self.stream = Some(connect(&self.addr).await?);
+        }
+        Ok(())
+    }
+
     /// Sends a request and reads the answer.
     ///
     /// # Errors
@@ -54,13 +72,10 @@ impl Client {
         path: &str,
         body: &[u8],
     ) -> Result<Response, Failure> {
-        // Taken out: after an error or a dropped future the stream must not be used again.
-        let stream = self.stream.take();
         let exchange = async {
-            let mut stream = match stream {
-                Some(stream) => stream,
-                None => connect(&self.addr).await?,
-            };
+            self.open().await?;
+            // Taken out: after an error or a dropped future it must not be used again.
+            let mut stream = self.stream.take().ok_or("not connected")?;
             let head = format!(
                 "{method} {path} HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\n\r\n",
                 self.addr,
@@ -129,7 +144,7 @@ async fn read_response(stream: &mut BufReader<TcpStream>) -> Result<Response, Fa
     let line = read_line(stream).await?;
     let status = line.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
     let status = status.ok_or_else(|| format!("not HTTP: {line:?}"))?;
-    let (mut length, mut outcome) = (None, String::new());
+    let (mut length, mut outcome, mut index) = (None, String::new(), 0);
     for _ in 0..MAX_HEADERS {
         let line = read_line(stream).await?;
         let Some((name, value)) = line.split_once(':') else {
@@ -137,29 +152,15 @@ async fn read_response(stream: &mut BufReader<TcpStream>) -> Result<Response, Fa
                 length.filter(|n| *n <= MAX_BODY).ok_or("answer without a usable length")?;
             let mut body = vec![0; length];
             stream.read_exact(&mut body).await?;
-            return Ok(Response { status, outcome, body });
+            return Ok(Response { status, outcome, index, body });
         };
         if name.eq_ignore_ascii_case("content-length") {
             length = value.trim().parse::<usize>().ok();
         } else if name.eq_ignore_ascii_case(OUTCOME) {
             value.trim().clone_into(&mut outcome);
+        } else if name.eq_ignore_ascii_case(INDEX) {
+            index = value.trim().parse().map_err(|_| format!("not an index: {value:?}"))?;
         }
     }
     Err("answer with too many headers".into())
-}
-
-#[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn nobody_listening_is_told_with_the_remedy() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap().to_string();
-        any_reachable(&["127.0.0.1:0".to_owned(), addr.clone()]).await.unwrap();
-        drop(listener);
-        let error = any_reachable(std::slice::from_ref(&addr)).await.unwrap_err().to_string();
-        assert!(error.contains(&addr) && error.contains("--http-addr"), "{error}");
-    }
 }

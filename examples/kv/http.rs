@@ -1,5 +1,15 @@
 //! The HTTP face of a node. Every answer to a write says whether it took effect: in the header
-//! `x-raft-outcome` (`applied`, `not-applied`, `unknown`) and, for errors, in the JSON body.
+//! `x-raft-outcome` (`applied`, `not-applied`, `unknown`) and, for errors, in the JSON body. The
+//! header `x-raft-index` tells the log index of a write, or up to which index a read has seen.
+//!
+//! ```text
+//! GET    /kv/KEY                 linearizable; with ?stale whatever this node holds
+//! PUT    /kv/KEY                 the body is the value
+//! PUT    /kv/KEY?if=OLD          only if it holds OLD, else 412 and nothing is changed
+//! PUT    /kv/KEY?if-absent       only if there is no such key, else 412
+//! POST   /kv/KEY                 appends the body to the value
+//! DELETE /kv/KEY
+//! ```
 
 use std::collections::HashMap;
 
@@ -12,10 +22,8 @@ use raftline::{Consistency, Error, Mailbox, Outcome};
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::store::{Command, decode_value};
-
-/// Tells whether a write took effect.
-pub(crate) const OUTCOME: &str = "x-raft-outcome";
+use crate::client::{INDEX, OUTCOME};
+use crate::store::{Command, Written, decode_value};
 
 /// Above the library's own limit, so that its error is the one that a client sees.
 const MAX_BODY: usize = 64 << 20;
@@ -29,7 +37,7 @@ pub(crate) async fn serve(
     let app = Router::new()
         .route("/", get(page))
         .route("/status", get(status))
-        .route("/kv/{key}", get(read).put(put).delete(delete))
+        .route("/kv/{key}", get(read).put(put).post(append).delete(delete))
         .route("/leave", post(leave))
         .route("/remove/{id}", post(remove))
         .route("/transfer/{id}", post(transfer))
@@ -89,17 +97,42 @@ fn status_of(e: &Error) -> StatusCode {
 type Answer<T> = Result<T, Failed>;
 
 async fn write(mailbox: &Mailbox, command: Command) -> Answer<Response> {
-    let reply = mailbox.propose(command.encode()?).await?;
-    let body = json!({ "outcome": "applied", "existed": reply.first() == Some(&1) });
-    Ok(([(OUTCOME, "applied")], Json(body)).into_response())
+    let compares = matches!(command, Command::CompareAndSet { .. });
+    let answer = mailbox.propose_indexed(command.encode()?).await?;
+    let Written { existed, changed } = Written::decode(&answer.data)?;
+    // Every replica applied a comparison that failed, too: as a command that changes nothing.
+    let body = json!({ "outcome": "applied", "existed": existed, "changed": changed });
+    let headers = [(OUTCOME, "applied".to_owned()), (INDEX, answer.index.to_string())];
+    let status =
+        if compares && !changed { StatusCode::PRECONDITION_FAILED } else { StatusCode::OK };
+    Ok((status, headers, Json(body)).into_response())
 }
 
 async fn put(
     State(mailbox): State<Mailbox>,
     Path(key): Path<String>,
+    Query(flags): Query<HashMap<String, String>>,
     value: Bytes,
 ) -> Answer<Response> {
-    write(&mailbox, Command::Put { key, value: value.to_vec() }).await
+    let value = value.to_vec();
+    let command = match flags.get("if") {
+        Some(old) => {
+            Command::CompareAndSet { key, expected: Some(old.clone().into_bytes()), value }
+        }
+        None if flags.contains_key("if-absent") => {
+            Command::CompareAndSet { key, expected: None, value }
+        }
+        None => Command::Put { key, value },
+    };
+    write(&mailbox, command).await
+}
+
+async fn append(
+    State(mailbox): State<Mailbox>,
+    Path(key): Path<String>,
+    value: Bytes,
+) -> Answer<Response> {
+    write(&mailbox, Command::Append { key, value: value.to_vec() }).await
 }
 
 async fn delete(State(mailbox): State<Mailbox>, Path(key): Path<String>) -> Answer<Response> {
@@ -117,11 +150,12 @@ async fn read(
         Some(_) => Consistency::Stale,
     };
     let answer = mailbox.query_with(key.into_bytes(), consistency).await?;
+    let index = [(INDEX, answer.index.to_string())];
     Ok(match decode_value(answer.data) {
         Some(value) => {
-            ([(header::CONTENT_TYPE, "application/octet-stream")], value).into_response()
+            (index, [(header::CONTENT_TYPE, "application/octet-stream")], value).into_response()
         }
-        None => (StatusCode::NOT_FOUND, "no such key\n").into_response(),
+        None => (StatusCode::NOT_FOUND, index, "no such key\n").into_response(),
     })
 }
 

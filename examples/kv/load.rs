@@ -41,6 +41,8 @@ pub(crate) struct Progress {
     pub(crate) acknowledged: AtomicUsize,
     pub(crate) not_applied: AtomicU64,
     pub(crate) unknown: AtomicU64,
+    /// The highest log index of an acknowledged line.
+    index: AtomicU64,
 }
 
 /// Writes a file and prints the rate.
@@ -59,11 +61,12 @@ pub(crate) async fn run(flags: Flags) -> Result<(), Failure> {
 /// What a load did, in words.
 pub(crate) fn summary(text: &Text, progress: &Progress, took: Duration) -> String {
     format!(
-        "{} lines acknowledged in {:.1} s, {:.0} lines/s; sent again: {} not applied, {} of \
-         unknown outcome",
+        "{} lines acknowledged in {:.1} s, {:.0} lines/s, up to log index {}; sent again: {} not \
+         applied, {} of unknown outcome",
         text.len(),
         took.as_secs_f64(),
         text.len() as f64 / took.as_secs_f64(),
+        progress.index.load(Ordering::Relaxed),
         progress.not_applied.load(Ordering::Relaxed),
         progress.unknown.load(Ordering::Relaxed),
     )
@@ -130,7 +133,10 @@ impl Writer {
         loop {
             let (client, reached) = self.client();
             let problem = match client.request("PUT", path, line.as_bytes()).await {
-                Ok(r) if r.status == 200 && r.outcome == "applied" => return Ok(()),
+                Ok(r) if r.status == 200 && r.outcome == "applied" => {
+                    progress.index.fetch_max(r.index, Ordering::Relaxed);
+                    return Ok(());
+                }
                 Ok(r) if r.outcome == "applied" => return Err(r.text().into()),
                 Ok(r) if r.outcome == "not-applied" => {
                     progress.not_applied.fetch_add(1, Ordering::Relaxed);
@@ -157,5 +163,21 @@ impl Writer {
     fn client(&mut self) -> (&mut Client, String) {
         let addr = self.nodes[self.at % self.nodes.len()].clone();
         (self.client.get_or_insert_with(|| Client::new(addr.clone())), addr)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use crate::client::any_reachable;
+
+    #[tokio::test]
+    async fn nobody_listening_is_told_with_the_remedy() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        any_reachable(&["127.0.0.1:0".to_owned(), addr.clone()]).await.unwrap();
+        drop(listener);
+        let error = any_reachable(std::slice::from_ref(&addr)).await.unwrap_err().to_string();
+        assert!(error.contains(&addr) && error.contains("--http-addr"), "{error}");
     }
 }

@@ -28,9 +28,13 @@ pub(crate) struct Flags {
     /// This node's id, unique in the cluster and not 0.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     id: u64,
-    /// Where the other nodes reach this one, host:port.
+    /// Where this node listens for the others, host:port.
     #[arg(long)]
     raft_addr: String,
+    /// Where the other nodes reach this one, if that is not where it listens: behind a proxy,
+    /// or in a container.
+    #[arg(long)]
+    advertise_addr: Option<String>,
     /// Where HTTP clients reach this node, host:port.
     #[arg(long)]
     http_addr: String,
@@ -43,6 +47,26 @@ pub(crate) struct Flags {
     /// Found a new cluster if the data directory is empty. Say it to one node, once.
     #[arg(long)]
     found: bool,
+    /// A JSON file with settings of the library, such as {"heartbeat": "50ms"}; the fields are
+    /// those of `raftline::Config`.
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
+
+impl Flags {
+    /// The library's settings: those of the file, and what has a flag of its own.
+    fn config(&self, data_dir: &Path) -> Result<Config, Failure> {
+        let config = match &self.config {
+            Some(file) => {
+                let json = std::fs::read(file).map_err(|e| format!("{}: {e}", file.display()))?;
+                serde_json::from_slice(&json).map_err(|e| format!("{}: {e}", file.display()))?
+            }
+            None => Config::default(),
+        };
+        let advertise_addr = self.advertise_addr.clone().or(config.advertise_addr);
+        let (data_dir, peers) = (Some(data_dir.to_owned()), self.peer.clone());
+        Ok(Config { data_dir, peers, advertise_addr, ..config })
+    }
 }
 
 type Running = JoinHandle<raftline::Result<()>>;
@@ -55,7 +79,7 @@ pub(crate) async fn run(flags: Flags) -> Result<(), Failure> {
     let logger = logger().new(o!("node" => flags.id));
     let data_dir =
         flags.data_dir.clone().unwrap_or_else(|| PathBuf::from(format!("raftline-{}", flags.id)));
-    let config = Config { data_dir: Some(data_dir.clone()), ..Config::default() };
+    let config = flags.config(&data_dir)?;
     let raft = Raft::new(flags.raft_addr.as_str(), Kv::default(), logger.clone(), config)?;
     let mailbox = raft.mailbox();
     let listener = tokio::net::TcpListener::bind(flags.http_addr.as_str())
@@ -85,8 +109,17 @@ async fn start(
     data_dir: &Path,
     logger: &Logger,
 ) -> Result<Running, Failure> {
+    // NB: where the settings name an address to advertise, that one counts.
     let (id, addr) = (flags.id, flags.raft_addr.clone());
-    let has_data = std::fs::read_dir(data_dir).is_ok_and(|mut dir| dir.next().is_some());
+    // A node with data knows its cluster, and may be the one that the others wait for: it asks
+    // nobody. Whichever of these is called, it resumes.
+    if std::fs::read_dir(data_dir).is_ok_and(|mut dir| dir.next().is_some()) {
+        info!(logger, "resuming");
+        return Ok(match flags.peer.first().filter(|_| !flags.found) {
+            Some(peer) => tokio::spawn(raft.join(id, addr, None, peer.clone())),
+            None => tokio::spawn(raft.lead(id)),
+        });
+    }
     let mut told = false;
     loop {
         match raft.find_leader_info(flags.peer.clone()).await {
@@ -94,18 +127,12 @@ async fn start(
                 info!(logger, "joining"; "leader" => leader, "addr" => &leader_addr);
                 return Ok(tokio::spawn(raft.join(id, addr, Some(leader), leader_addr)));
             }
-            // There is a cluster without a leader: it may be waiting for this very node.
             Ok(None) | Err(Error::NoLeader) => {}
             Err(e) => return Err(e.into()),
         }
         match flags.peer.first() {
             _ if flags.found => return Ok(tokio::spawn(raft.lead(id))),
-            None if has_data => return Ok(tokio::spawn(raft.lead(id))),
             None => return Err("give --peer to join a cluster, or --found to found one".into()),
-            Some(peer) if has_data => {
-                info!(logger, "resuming");
-                return Ok(tokio::spawn(raft.join(id, addr, None, peer.clone())));
-            }
             Some(_) if told => {}
             Some(_) => {
                 warn!(

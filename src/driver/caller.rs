@@ -63,6 +63,17 @@ impl Caller {
         addrs: &[String],
         timeout: Duration,
     ) -> Vec<(String, pb::InfoAnswer)> {
+        self.infos_until(addrs, timeout, |_| false).await
+    }
+
+    /// As [`Caller::infos`], up to the first answer that is enough: who is silent is not waited
+    /// for then.
+    pub(crate) async fn infos_until(
+        &self,
+        addrs: &[String],
+        timeout: Duration,
+        enough: impl Fn(&pb::InfoAnswer) -> bool,
+    ) -> Vec<(String, pb::InfoAnswer)> {
         let mut asked: FuturesUnordered<_> = addrs
             .iter()
             .map(|addr| async move {
@@ -73,7 +84,11 @@ impl Caller {
         let mut answers = Vec::new();
         while let Some((addr, answer)) = asked.next().await {
             if let Ok(Some(Answer::Info(info))) = answer {
+                let last = enough(&info);
                 answers.push((addr.clone(), info));
+                if last {
+                    break;
+                }
             }
         }
         answers

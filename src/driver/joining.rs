@@ -49,24 +49,31 @@ pub(crate) async fn find_cluster(
 
 /// The leader of the cluster behind these addresses, or any member of it when it names no leader
 /// until the deadline; None when there is no cluster.
+///
+/// A member that `resumes` takes what the first member says: with a majority down, the others
+/// cannot have a leader before it is back.
 pub(crate) async fn find_leader(
     caller: &Caller,
     addrs: &[String],
     timeout: Duration,
     pause: Duration,
+    resumes: bool,
 ) -> Result<Option<(u64, String)>> {
     let deadline = Instant::now() + timeout;
+    let member = |info: &pb::InfoAnswer| !info.cluster_id.is_empty();
+    let names_leader =
+        |info: &pb::InfoAnswer| member(info) && info.leader_id != 0 && !info.leader_addr.is_empty();
+    let enough = |info: &pb::InfoAnswer| names_leader(info) || resumes && member(info);
     loop {
-        let answers = caller.infos(addrs, timeout.min(INFO_TIMEOUT)).await;
-        let mut clusters = answers.iter().filter(|(_, info)| !info.cluster_id.is_empty());
-        let known = clusters.clone().find(|(_, info)| info.leader_id != 0);
-        if let Some((_, info)) = known.filter(|(_, info)| !info.leader_addr.is_empty()) {
+        let answers = caller.infos_until(addrs, timeout.min(INFO_TIMEOUT), enough).await;
+        if let Some((_, info)) = answers.iter().find(|(_, info)| names_leader(info)) {
             return Ok(Some((info.leader_id, info.leader_addr.clone())));
         }
         // A member will do: it may be waiting for the very node that asks, and whoever is no
         // member yet is led on from there.
-        let Some((addr, info)) = clusters.next() else { return Ok(None) };
-        if Instant::now() >= deadline {
+        let first = answers.iter().find(|(_, info)| member(info));
+        let Some((addr, info)) = first else { return Ok(None) };
+        if resumes || Instant::now() >= deadline {
             return Ok(Some((info.node_id, addr.clone())));
         }
         sleep(pause).await;

@@ -1,6 +1,9 @@
 //! What survives crashes and restarts, over real files and real sockets.
 
+use std::time::Duration;
+
 use raftline::{Config, Error, Raft};
+use tokio::time::timeout;
 
 use crate::grpc::{Node, three};
 use crate::support::{Journal, Lines, config, logger, number};
@@ -28,6 +31,27 @@ async fn a_crashed_leader_is_replaced_and_comes_back_with_everything() {
         node.mailbox.shutdown().await.unwrap();
         node.task.await.unwrap().unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_data_does_not_wait_for_a_leader_that_needs_it() {
+    let root = tempfile::tempdir().unwrap();
+    let mut nodes = three(root.path()).await;
+    let (_, down) = nodes.pop().unwrap().crash().await;
+    let back = nodes.pop().unwrap();
+    let data_dir = Some(back.dir.clone());
+    let (_, addr) = back.crash().await;
+    let left = nodes.pop().unwrap();
+    left.mailbox.wait_for(|s| s.leader_id == 0).await.unwrap();
+    // It would wait for this long.
+    let request_timeout = Duration::from_secs(3600);
+    let config = Config { data_dir, request_timeout, ..config() };
+    let raft = Raft::new(addr.as_str(), Journal::default(), logger(), config).unwrap();
+    let asked = raft.find_leader_info(vec![down, left.addr.clone()]);
+    let found = timeout(Duration::from_secs(60), asked).await.expect("it waits for itself");
+    assert_eq!(found.unwrap(), Some((left.id, left.addr.clone())));
+    left.mailbox.shutdown().await.unwrap();
+    left.task.await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,7 +160,7 @@ async fn a_node_with_data_warns_when_it_is_sent_to_another_cluster() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(crate::support::config().request_timeout, warned).await.unwrap();
+    timeout(crate::support::config().request_timeout, warned).await.unwrap();
     mailbox.shutdown().await.unwrap();
     task.await.unwrap().unwrap();
     other.crash().await;
