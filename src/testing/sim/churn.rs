@@ -124,7 +124,10 @@ impl World {
             Knob::Remove => {
                 let members = self.churn.newest.as_ref().map_or(Vec::new(), |m| m.members.clone());
                 let at = self.chance.fault.below(members.len() as u64) as usize;
-                if let Some(member) = members.get(at).filter(|m| self.may_remove(m.node_id)) {
+                let voters = self.churn.newest.as_ref().map_or(0, |m| m.conf_state.voters.len());
+                // The last voter is asked for, too: that must be refused.
+                let may = |m: &&crate::types::Member| voters == 1 || self.may_remove(m.node_id);
+                if let Some(member) = members.get(at).filter(may).cloned() {
                     self.ask_to_remove(member.node_id);
                 }
             }

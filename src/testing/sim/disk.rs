@@ -13,7 +13,7 @@ use crate::types::{Index, NodeId, Position};
 
 impl World {
     pub(super) fn log_job(&mut self, id: NodeId, job: LogJob) {
-        self.oracle.write_begins(id, &job);
+        self.oracle.write_begins(id, &job, &mut self.marks);
         let Some(r) = self.at(id).running() else { return };
         r.log_queue.push(job);
         self.start_writing(id);

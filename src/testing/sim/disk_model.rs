@@ -98,6 +98,10 @@ pub(super) struct DiskModel {
 }
 
 impl DiskModel {
+    pub(super) fn holding(contents: Contents) -> Self {
+        Self { durable: contents, under_way: Vec::new() }
+    }
+
     /// The log is about to be told.
     pub(super) fn begin(&mut self, write: Write) {
         self.under_way.push(write);

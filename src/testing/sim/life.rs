@@ -93,7 +93,7 @@ impl World {
             ..LogBatch::default()
         };
         let job = LogJob::Append { number: 0, batch };
-        self.oracle.write_begins(machine.id, &job);
+        self.oracle.write_begins(machine.id, &job, &mut self.marks);
         if let LogJob::Append { batch, .. } = job {
             log.append(&[batch]).expect("no fault yet");
         }
@@ -108,6 +108,8 @@ impl World {
         m.raft_id = None;
         m.wiped = true;
         m.rotten = false;
+        m.rolled_back = false;
+        m.boots = 0;
         m.epoch += 1;
         m.life = Life::Joining;
         self.oracle.new_disk(id);
@@ -146,7 +148,11 @@ impl World {
 
     fn try_boot(&mut self, id: NodeId) -> Result<(), String> {
         let mut opened = self.at_ref(id).open(&self.plan).map_err(|e| e.to_string())?;
-        let survived = self.oracle.recovered(id, &Contents::of(&opened.recovered))?;
+        let found = Contents::of(&opened.recovered);
+        if self.at(id).rolled_back {
+            self.oracle.rolled_back(id, found.clone());
+        }
+        let survived = self.oracle.recovered(id, &found)?;
         let torn = opened.recovered.dropped_tail.is_some();
         self.marks.hit_if(Mark::TornTail, torn);
         self.marks.hit_if(Mark::UnsyncedKept, survived > 0);
@@ -157,6 +163,7 @@ impl World {
             m.rotten = false;
             self.hit(Mark::RotHarmless);
         }
+        self.at(id).boots = opened.identity.boot;
         let raft_id = self.at(id).raft_id.ok_or("it has no raft id")?;
         if opened.identity.cluster.is_none() {
             opened.belong(CLUSTER, raft_id).map_err(|e| e.to_string())?;
@@ -188,6 +195,7 @@ impl World {
             snapshots: storage.snapshots,
             completions: Vec::new(),
             messages: Vec::new(),
+            seen_boots: std::collections::BTreeMap::new(),
             requests: Vec::new(),
             tick_due: false,
             woken: false,
@@ -227,6 +235,11 @@ impl World {
     pub(super) fn stopped(&mut self, id: NodeId, reason: &str) {
         self.note(|| format!("node {id} stops: {reason}"));
         let told = self.nemesis.expects_stop(id, &mut self.marks);
+        if self.at(id).rolled_back && reason.contains("acknowledged entries are lost") {
+            // The leader's heartbeat told it so.
+            self.refused_boot(id);
+            return;
+        }
         let rotten = self.nemesis.is_rotten(id);
         assert!(told || rotten, "node {id} stops without a fault: {reason}");
         let m = self.at(id);
@@ -300,13 +313,16 @@ impl World {
         marks.hit_if(Mark::CrashBeforeRecord, queued || arrived);
         let front = r.jobs.front();
         let restores = matches!(front, Some(Effect::Install { .. }));
-        marks.hit_if(Mark::CrashBeforeRestore, noted && restores && !r.store_busy);
         marks.hit_if(Mark::CrashInRestore, restores && r.store_busy);
         let waits = r.jobs.iter().any(|j| matches!(j, Effect::Install { .. }));
-        marks.hit_if(Mark::CrashAfterRestore, noted && !waits);
+        let snapshot = durable.snapshot.map_or(0, |s| s.position.index);
+        let restored = r.applied >= snapshot;
+        marks.hit_if(Mark::CrashBeforeRestore, noted && !waits && !restored);
+        marks.hit_if(Mark::CrashAfterRestore, noted && !waits && restored);
         let applies = matches!(front, Some(Effect::Apply(_)));
         marks.hit_if(Mark::CrashInApply, applies && r.store_busy);
-        marks.hit_if(Mark::CrashBeforeApply, membership > r.node.probe().emitted.max(1));
+        let behind = membership > r.applied.max(1) && !r.jobs.is_empty();
+        marks.hit_if(Mark::CrashBeforeApply, behind);
     }
 
     /// Sometimes power goes in the very moment in which persisted messages leave.

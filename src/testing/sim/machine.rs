@@ -1,6 +1,6 @@
 //! One machine: its disk, and the node that runs on it, if one does.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -36,6 +36,8 @@ pub(super) struct Running {
     pub(super) snapshots: SnapshotDir,
     pub(super) completions: Vec<Event>,
     pub(super) messages: Vec<(RaftId, Message)>,
+    /// The highest boot counter that this process has seen of each peer.
+    pub(super) seen_boots: BTreeMap<RaftId, u64>,
     pub(super) requests: Vec<Event>,
     pub(super) tick_due: bool,
     /// A turn of the event loop is planned.
@@ -86,6 +88,12 @@ pub(super) struct Machine {
     pub(super) raft_id: Option<RaftId>,
     /// A new disk, so a durable Store is new as well.
     pub(super) wiped: bool,
+    /// How often its disk was started.
+    pub(super) boots: u64,
+    /// An older copy of its disk, and the generation that it was taken from.
+    pub(super) backup: Option<(u64, FaultyVfs)>,
+    /// Its disk is such a copy, and nobody has noticed yet.
+    pub(super) rolled_back: bool,
     /// A bit of its disk has flipped.
     pub(super) rotten: bool,
     pub(super) paused_until: Time,
@@ -126,6 +134,9 @@ impl Machine {
             generation: 0,
             raft_id: None,
             wiped: true,
+            boots: 0,
+            backup: None,
+            rolled_back: false,
             rotten: false,
             paused_until: 0,
             stalled_until: 0,

@@ -73,6 +73,7 @@ marks! {
     DiskFullStops "a full disk stops a node";
     SnapshotFailed "a snapshot cannot be written";
     StallDeposes "a leader whose disk stalls loses its leadership";
+    RollbackRefused "a disk that was put back from a copy is refused at first contact";
     RotRefused "a damaged disk is refused at the start";
     RotHarmless "a bit flips where nothing is read";
     StoreErrorStops "a failing Store stops its node";

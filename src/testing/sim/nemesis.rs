@@ -27,6 +27,8 @@ pub(super) struct Nemesis {
     /// The next write, or the next turn, of anybody ends in a loss of power.
     after_write: bool,
     after_send: bool,
+    /// No fault before: an older disk waits for its first contact.
+    quiet_until: Time,
     /// Leaders whose disk stalls: node, its life, the fault.
     stalled: Vec<(NodeId, u64, u64)>,
 }
@@ -92,7 +94,7 @@ impl World {
         self.plan_fault(knob);
         self.nemesis.count += 1;
         let number = self.nemesis.count;
-        if self.plan.left_out.contains(&number) {
+        if self.plan.left_out.contains(&number) || self.now() < self.nemesis.quiet_until {
             return;
         }
         self.stats.fault(knob);
@@ -104,6 +106,7 @@ impl World {
             Knob::DiskError | Knob::DiskFull => self.arm_disk(knob),
             Knob::Rot => self.rot(),
             Knob::Wipe => self.wipe(),
+            Knob::Rollback => self.roll_back(),
             Knob::StoreError | Knob::StorePanic => self.make_mischief(knob),
             Knob::Transfer | Knob::Join | Knob::Remove | Knob::RemoveLeader | Knob::Move => {
                 self.change_members(knob);
@@ -308,6 +311,53 @@ impl World {
             self.at(id).life = Life::Out;
             self.note(|| format!("node {id} loses its disk"));
         }
+    }
+
+    /// An older copy of a disk is taken, or put back while a majority that holds every committed
+    /// entry runs and can be reached: they notice. Before that, nobody can.
+    fn roll_back(&mut self) {
+        let id = self.any();
+        if !takes_part(&self.machines[&id]) || self.at(id).rotten {
+            return;
+        }
+        let generation = self.at(id).generation;
+        let backup = self.at(id).backup.take().filter(|(g, _)| *g == generation);
+        let Some((_, copy)) = backup.filter(|_| self.can_lose(id) && self.all_run_but(id)) else {
+            let copy = self.at(id).vfs.fork();
+            self.at(id).backup = Some((generation, copy));
+            return;
+        };
+        self.note(|| format!("node {id} gets an older copy of its disk"));
+        self.end_process(id);
+        let m = self.at(id);
+        m.vfs = copy;
+        m.rolled_back = true;
+        m.wiped = true;
+        self.nemesis.quiet_until = self.now() + 10 * SECOND;
+        self.boot(id);
+    }
+
+    /// Whether everybody else runs, unhindered, and holds everything that was committed, and the
+    /// leader remembers how often this disk was started.
+    fn all_run_but(&self, id: NodeId) -> bool {
+        let last = self.oracle.last_committed();
+        let now = self.now();
+        let fine = |m: &Machine| {
+            let held = m.paused_until.max(m.stalled_until) > now;
+            let knows = m.node().is_some_and(|n| n.probe().commit >= last);
+            let holds = self.oracle.durable(m.id).last_index() >= last;
+            m.id == id || !takes_part(m) || (!held && knows && holds)
+        };
+        let disk = &self.machines[&id];
+        let remembers = |leader: NodeId| match &self.machines[&leader].life {
+            Life::Running(r) => disk.raft_id.and_then(|r_id| r.seen_boots.get(&r_id)).copied(),
+            Life::Down | Life::Joining | Life::Out => None,
+        };
+        let leader = self.leader().filter(|leader| *leader != id);
+        leader.and_then(remembers) == Some(disk.boots)
+            && self.net.is_calm(now)
+            && self.nemesis.armed.is_empty()
+            && self.machines.values().all(fine)
     }
 
     /// A bit flips on the disk of a machine that is down.

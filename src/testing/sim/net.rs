@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::calls::Envelope;
+use super::machine::{Life, Machine};
+use super::marks::Mark;
 use super::plan::Knob;
 use super::schedule::{MS, Time};
 use super::world::{What, World};
@@ -17,6 +19,8 @@ pub(super) struct Packet {
     pub(super) to: NodeId,
     /// The connection that it is on ends with the process behind it.
     to_epoch: u64,
+    /// Boot counter of the sender, as the handshake tells it.
+    from_boot: u64,
     /// How often the link had been cut when it was sent.
     cuts: u64,
     load: Load,
@@ -58,6 +62,11 @@ impl Net {
         self.clogged.insert((from, to), until);
     }
 
+    /// Whether every link works.
+    pub(super) fn is_calm(&self, now: Time) -> bool {
+        self.cut.is_empty() && self.clogged.values().all(|until| *until <= now)
+    }
+
     /// Ends a fault.
     pub(super) fn mend(&mut self, fault: u64) {
         self.cut.retain(|_, faults| {
@@ -84,6 +93,7 @@ impl World {
         self.stats.messages += 1;
         let Some(to) = self.net.homes.get(&message.to()).copied() else { return };
         let Some(from) = self.at(id).raft_id else { return };
+        self.note(|| format!("node {id} > node {to}: {}", in_short(&message)));
         let copy = self.chance.net.below(1000) < self.fault_rate(Knob::Duplicate);
         if copy {
             self.stats.fault(Knob::Duplicate);
@@ -102,7 +112,7 @@ impl World {
         to: NodeId,
         envelope: Envelope,
     ) -> Result<(), Envelope> {
-        let there = self.machines.get(&to).is_some_and(super::machine::Machine::is_up);
+        let there = self.machines.get(&to).is_some_and(Machine::is_up);
         if !there || self.net.is_cut(from, to) || self.net.is_cut(to, from) {
             return Err(envelope);
         }
@@ -112,7 +122,9 @@ impl World {
 
     fn post(&mut self, from: NodeId, to: NodeId, load: Load, bulk: bool, extra: Time) {
         let to_epoch = self.machines.get(&to).map_or(0, |m| m.epoch);
-        let packet = Packet { from, to, to_epoch, cuts: self.net.cuts(from, to), load };
+        let from_boot = self.machines.get(&from).map_or(0, |m| m.boots);
+        let cuts = self.net.cuts(from, to);
+        let packet = Packet { from, to, to_epoch, from_boot, cuts, load };
         if from != to && self.net.is_cut(from, to) {
             self.lose(packet);
             return;
@@ -152,6 +164,12 @@ impl World {
             self.stats.fault(Knob::Loss);
             return self.lose(packet);
         }
+        if let Load::Raft { from, message } = &packet.load {
+            let sent = (packet.from, *from, packet.from_boot);
+            if self.refuses_boots(sent, (packet.to, message.to())) {
+                return self.lose(packet);
+            }
+        }
         let Packet { from: sender, to, to_epoch, load, .. } = packet;
         match load {
             Load::Raft { from, message } => {
@@ -175,6 +193,40 @@ impl World {
         }
     }
 
+    /// The handshake tells both ends the boot counter of the other. Whoever remembers a higher
+    /// one refuses: that disk was put back from a copy. An operator hears of it and replaces it.
+    fn refuses_boots(
+        &mut self,
+        (from, from_raft, from_boot): (NodeId, RaftId, u64),
+        (to, to_raft): (NodeId, RaftId),
+    ) -> bool {
+        let to_boot = self.machines.get(&to).map_or(0, |m| m.boots);
+        let ends = [(from, from_raft, from_boot, to), (to, to_raft, to_boot, from)];
+        let mut refused = false;
+        for (who, raft_id, boot, by) in ends {
+            let now = |m: &Machine| m.boots == boot && m.raft_id == Some(raft_id);
+            let current = self.machines.get(&who).is_some_and(now);
+            let Some(r) = self.machines.get_mut(&by).and_then(Machine::running) else { continue };
+            let seen = r.seen_boots.entry(raft_id).or_insert(boot);
+            if *seen > boot && current {
+                refused = true;
+                self.refused_boot(who);
+            } else {
+                *seen = (*seen).max(boot);
+            }
+        }
+        refused
+    }
+
+    pub(super) fn refused_boot(&mut self, id: NodeId) {
+        if std::mem::take(&mut self.at(id).rolled_back) {
+            self.hit(Mark::RollbackRefused);
+            self.note(|| format!("node {id} is refused: its disk is an older copy"));
+            self.end_process(id);
+            self.at(id).life = Life::Out;
+        }
+    }
+
     /// The transport notices that a connection broke.
     fn lose(&mut self, packet: Packet) {
         match packet.load {
@@ -187,4 +239,21 @@ impl World {
         let epoch = self.at(id).epoch;
         self.complete(id, epoch, Event::Unreachable { peer });
     }
+}
+
+/// A message, in a few words.
+fn in_short(message: &Message) -> String {
+    let m = &message.inner;
+    let mut text = format!("{:?} term {}", m.get_msg_type(), m.term);
+    let numbers = [("index", m.index), ("log term", m.log_term), ("commit", m.commit)];
+    for (name, number) in numbers.into_iter().filter(|(_, n)| *n > 0) {
+        text += &format!(" {name} {number}");
+    }
+    if !m.entries.is_empty() {
+        text += &format!(" entries {}", m.entries.len());
+    }
+    if m.reject {
+        text += &format!(" rejected, hint {}", m.reject_hint);
+    }
+    text
 }

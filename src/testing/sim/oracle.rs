@@ -69,8 +69,8 @@ impl Oracle {
         self.bounds(id, &new);
         if new.leads {
             self.leads(id, &new, node, marks);
-            self.waits_for_snapshots(now, id, node);
         }
+        self.waits_for_snapshots(now, id, node);
         if new.candidate {
             let first = *self.candidates.entry(new.term).or_insert(new.raft_id);
             marks.hit_if(Mark::Contested, first != new.raft_id);
@@ -232,7 +232,13 @@ impl Oracle {
         }
     }
 
-    pub(super) fn write_begins(&mut self, id: NodeId, job: &LogJob) {
+    pub(super) fn write_begins(&mut self, id: NodeId, job: &LogJob, marks: &mut Marks) {
+        if let LogJob::Append { batch, .. } = job
+            && let (Some(to), Some(disk)) = (batch.reset, self.disks.get(&id))
+        {
+            let (last, fits) = (disk.durable.last_index(), disk.durable.holds(to.index, to.term));
+            marks.hit_if(Mark::SnapshotOverTail, last > to.index || (last == to.index && !fits));
+        }
         self.disks.entry(id).or_default().begin(job.into());
     }
 
@@ -247,6 +253,16 @@ impl Oracle {
     /// When something acknowledged is missing, or something comes back that was never written.
     pub(super) fn recovered(&mut self, id: NodeId, found: &Contents) -> Result<usize, String> {
         self.disks.entry(id).or_default().recovered(found)
+    }
+
+    /// An older copy of a disk was put back: what it holds is what it holds.
+    pub(super) fn rolled_back(&mut self, id: NodeId, found: Contents) {
+        self.disks.insert(id, DiskModel::holding(found));
+    }
+
+    /// The highest index that anybody committed.
+    pub(super) fn last_committed(&self) -> Index {
+        self.committed.last_key_value().map_or(0, |(i, _)| *i)
     }
 
     pub(super) fn durable(&self, id: NodeId) -> Contents {

@@ -69,6 +69,7 @@ knobs! {
     DiskFull "disk_full" 0 "Mean milliseconds between full disks.";
     Rot "rot" 0 "Mean milliseconds between bits that flip on a disk.";
     Wipe "wipe" 0 "Mean milliseconds between disks that are lost.";
+    Rollback "rollback" 0 "Mean milliseconds between older copies of a disk being taken or put back.";
     StoreError "store_error" 0 "Mean milliseconds between Stores that fail.";
     StorePanic "store_panic" 0 "Mean milliseconds between Stores that panic.";
     StoreHang "store_hang" 0 "Mean milliseconds between Stores that hang for a while.";
@@ -101,6 +102,7 @@ pub const FAULTS: &[Knob] = &[
     Knob::DiskFull,
     Knob::Rot,
     Knob::Wipe,
+    Knob::Rollback,
     Knob::StoreError,
     Knob::StorePanic,
     Knob::StoreHang,
@@ -177,7 +179,7 @@ impl Plan {
                 }
                 Knob::Skew => 1 + rng.below(30),
                 Knob::Burst | Knob::Transfer => 2000 + rng.below(20_000),
-                Knob::Rot | Knob::Wipe => 10_000 + rng.below(50_000),
+                Knob::Rot | Knob::Wipe | Knob::Rollback => 10_000 + rng.below(50_000),
                 _ => [3000, 8000, 20_000][rng.below(3) as usize] + rng.below(5000),
             };
             if on {
@@ -219,7 +221,8 @@ impl Plan {
 
     /// Whether members come and go in it.
     pub fn has_churn(&self) -> bool {
-        let churn = [Knob::Join, Knob::Remove, Knob::RemoveLeader, Knob::Wipe];
+        let churn =
+            [Knob::Join, Knob::Remove, Knob::RemoveLeader, Knob::Wipe, Knob::Rollback, Knob::Rot];
         churn.iter().any(|k| self.get(*k) > 0)
     }
 
