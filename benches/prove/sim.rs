@@ -54,7 +54,7 @@ fn replay(text: &str, minimise: bool) -> ExitCode {
         },
     };
     if minimise {
-        return match sim::minimise(&plan) {
+        return match sim::minimise(&plan, sim::run) {
             Some(failure) => fail(&failure),
             None => {
                 println!("it does not fail: {plan}");

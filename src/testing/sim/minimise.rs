@@ -1,14 +1,17 @@
 //! Makes a failing plan small: fewer kinds of faults, fewer faults, less time, as long as it fails.
 
 use super::plan::{FAULTS, Knob, Plan};
-use super::report::Failure;
-use super::run;
+use super::report::{Failure, Report};
 
 /// Runs that a minimisation may take.
 const MOST_RUNS: u64 = 400;
 
-/// A smaller plan that fails as well, and how; None when this plan does not fail.
-pub fn minimise(plan: &Plan) -> Option<Box<Failure>> {
+/// A smaller plan that fails as well, and how; None when this plan does not fail. `run` is
+/// [`super::run`], or [`super::run_with`] a subject of one's own.
+pub fn minimise(
+    plan: &Plan,
+    run: impl Fn(&Plan) -> Result<Report, Box<Failure>>,
+) -> Option<Box<Failure>> {
     let mut smallest = run(plan).err()?;
     let mut runs = 1;
     let mut attempt = |plan: &Plan, smallest: &mut Box<Failure>| {

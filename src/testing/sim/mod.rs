@@ -34,7 +34,7 @@
 //!     let command = |rng: &mut raftline::testing::rng::Rng| vec![7; 1 + rng.below(9) as usize];
 //!     Subject::new(|| Sum(0), command, |_| Vec::new())
 //! };
-//! if let Err(failure) = sim::check(0..3, subject) {
+//! if let Err(failure) = sim::check(sim::seeds(3), subject) {
 //!     panic!("{failure}");
 //! }
 //! ```
@@ -65,6 +65,7 @@ mod values;
 mod verdict;
 mod world;
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use trace::Trace;
@@ -103,17 +104,33 @@ pub fn run_with(plan: &Plan, subject: Subject) -> Result<Report, Box<Failure>> {
     run_traced(plan, subject, Trace::default())
 }
 
+/// The seeds of a test run: this many, or the one that the environment variable `RAFTLINE_SEED`
+/// names, to replay it alone.
+pub fn seeds(count: u64) -> Range<u64> {
+    let one = std::env::var("RAFTLINE_SEED").ok().and_then(|text| text.parse::<u64>().ok());
+    one.map_or(0..count, |seed| seed..seed.saturating_add(1))
+}
+
 /// Runs the plans of these seeds with a Store and workload of one's own; what they came to.
 ///
 /// # Errors
-/// What did not hold first. Its plan replays it with [`run_with`].
+/// What did not hold first, with everything that happened before in its trace. `RAFTLINE_SEED`
+/// and [`seeds`] run that seed alone, [`run_with`] any plan.
 pub fn check(
     seeds: impl IntoIterator<Item = u64>,
     subject: impl Fn() -> Subject,
 ) -> Result<Summary, Box<Failure>> {
     let mut summary = Summary::default();
     for seed in seeds {
-        summary.add(&run_with(&Plan::draw(seed), subject())?);
+        let plan = Plan::draw(seed);
+        match run_with(&plan, subject()) {
+            Ok(report) => summary.add(&report),
+            // The same run once more, told in full.
+            Err(failure) => match run_traced(&plan, subject(), Trace::recording()) {
+                Ok(_) => return Err(failure),
+                Err(told) => return Err(told),
+            },
+        }
     }
     Ok(summary)
 }

@@ -103,7 +103,11 @@ impl fmt::Display for Failure {
             f,
             "{}\n  after {seconds:.3} virtual seconds of the plan\n  {}",
             self.reason, self.plan
-        )
+        )?;
+        if self.plan == Plan::draw(self.plan.seed) {
+            write!(f, "\n  replay: RAFTLINE_SEED={}", self.plan.seed)?;
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,11 @@
 //! The simulator's own tests: short runs of many seeds, the same run twice, stored regressions.
 
+use async_trait::async_trait;
+
 use super::*;
+use crate::error::Result as StoreResult;
+use crate::store::Store;
+use crate::testing::rng::Rng;
 
 /// Plans that failed once, or that reach what is rare; each runs with every test run.
 const REGRESSIONS: &str = include_str!("regressions.txt");
@@ -56,4 +61,78 @@ fn a_run_can_be_read() {
     for word in ["node 1 starts", "crashes", "client 0 at node", "everything is healed"] {
         assert!(trace.contains(word), "{word} is missing from\n{trace}");
     }
+}
+
+/// Sums lengths; with one thing wrong.
+#[derive(Default)]
+struct Sum {
+    sum: u64,
+    flaw: Flaw,
+    applied: u64,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Flaw {
+    #[default]
+    None,
+    /// What it answers depends on how long this replica has been running.
+    Answers,
+    /// A snapshot is one command behind.
+    Snapshot,
+    /// A restore adds to what was there.
+    Restore,
+}
+
+#[async_trait]
+impl Store for Sum {
+    async fn apply(&mut self, m: &[u8]) -> StoreResult<Vec<u8>> {
+        self.sum += m.len() as u64;
+        self.applied += 1;
+        let more = u64::from(self.flaw == Flaw::Answers && self.applied == 40);
+        Ok((self.sum + more).to_le_bytes().to_vec())
+    }
+
+    async fn query(&self, _: &[u8]) -> StoreResult<Vec<u8>> {
+        Ok(self.sum.to_le_bytes().to_vec())
+    }
+
+    async fn snapshot(&self) -> StoreResult<Vec<u8>> {
+        let less = u64::from(self.flaw == Flaw::Snapshot);
+        Ok((self.sum - less).to_le_bytes().to_vec())
+    }
+
+    async fn restore(&mut self, s: &[u8]) -> StoreResult<()> {
+        let sum = u64::from_le_bytes(s.try_into().map_err(|_| "eight bytes")?);
+        self.sum = if self.flaw == Flaw::Restore { self.sum + sum } else { sum };
+        Ok(())
+    }
+}
+
+fn flawed(flaw: Flaw) -> Subject {
+    let command = |rng: &mut Rng| vec![7; 1 + rng.below(9) as usize];
+    Subject::new(move || Sum { flaw, ..Sum::default() }, command, |_| Vec::new())
+}
+
+#[test]
+fn stores_of_others_are_judged() {
+    let summary = check(0..10, || flawed(Flaw::None)).unwrap_or_else(|f| panic!("{f}"));
+    assert!(summary.stats.succeeded > 0);
+    for flaw in [Flaw::Answers, Flaw::Snapshot, Flaw::Restore] {
+        let failure = check(0..60, || flawed(flaw)).expect_err("a flaw is found");
+        let named = ["I5:", "I12:"].iter().any(|i| failure.reason.contains(i));
+        assert!(named, "{failure}");
+        assert!(failure.trace.contains("node 1 starts"), "the failure is told in full");
+        assert!(failure.to_string().contains("RAFTLINE_SEED="), "{failure}");
+    }
+}
+
+#[test]
+fn a_failing_plan_is_made_small() {
+    let run = |plan: &Plan| run_with(plan, flawed(Flaw::Snapshot));
+    let plan = (0..60).map(Plan::draw).find(|p| run(p).is_err()).expect("a plan that fails");
+    let smallest = minimise(&plan, run).expect("it fails");
+    assert!(run(&smallest.plan).is_err(), "what is left still fails");
+    let (before, after) = (plan.faults().len(), smallest.plan.faults().len());
+    assert!(after < before || before == 0, "{} became {}", plan, smallest.plan);
+    assert!(smallest.plan.get(Knob::Seconds) <= plan.get(Knob::Seconds));
 }
