@@ -67,6 +67,7 @@ impl Oracle {
             marks.hit_if(Mark::StepsDown, deposed);
         }
         self.bounds(id, &new);
+        Self::refuses_nobody(id, &new);
         if new.leads {
             self.leads(id, &new, node, marks);
             self.waits_for_snapshots(now, id, node);
@@ -95,6 +96,12 @@ impl Oracle {
         );
         assert!(new.emitted >= old.emitted, "I7: node {id} emits again: {old:?} then {new:?}");
         assert!(new.compacted >= old.compacted, "I7: node {id}: compacted entries come back");
+    }
+
+    /// Every member is a correct one, and frames on the way are whole: none of their messages may
+    /// look like an attack. What came late is stale, which is not counted.
+    fn refuses_nobody(id: NodeId, p: &Probe) {
+        assert_eq!(p.refused, 0, "gate: node {id} calls a message of a correct member hostile");
     }
 
     /// I8.
