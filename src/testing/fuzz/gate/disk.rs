@@ -35,6 +35,16 @@ pub(super) enum Write {
     Compact { through: Position, keep_snapshot: Index },
 }
 
+impl Write {
+    /// Whether it takes an entry away that may be there already.
+    pub(super) fn replaces(&self, index: Index) -> bool {
+        match self {
+            Self::Batch { batch, .. } => batch.entries.first().is_some_and(|e| e.index <= index),
+            Self::Compact { .. } => false,
+        }
+    }
+}
+
 impl Disk {
     pub(super) fn new(identity: Identity) -> Self {
         Self {

@@ -318,6 +318,8 @@ impl World {
             let index = item.index;
             assert_eq!(index, self.store_applied + 1, "R8: applied out of order");
             assert!(index <= self.durable.last_index(), "R3: {index} is not durable");
+            let replaced = self.queue.iter().any(|w| w.replaces(index));
+            assert!(!replaced, "R3: {index} is durable, but a write on its way replaces it");
             if let Some(entry) = self.durable.entry(index) {
                 let body = match (entry.kind, envelope::open(&entry.data)) {
                     (EntryKind::Normal, Ok(Envelope::Commands(body))) => body,
