@@ -12,6 +12,8 @@
 //! - R16: the transport. R18: the log and the composition root.
 //! - H11 is in `h9_hostile_messages`, every rule of the gate in `gate/tests.rs`.
 //! - H12: `LogCache` never fails; its own tests.
+//! - H16, which the fuzzers found, is below: the engine takes what was written twice, with something
+//!   else in between, for durable with its first write.
 
 mod calls;
 mod cluster;
