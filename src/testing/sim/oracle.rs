@@ -70,8 +70,8 @@ impl Oracle {
         Self::refuses_nobody(id, &new);
         if new.leads {
             self.leads(id, &new, node, marks);
-            self.waits_for_snapshots(now, id, node);
         }
+        self.waits_for_snapshots(now, id, node);
         if new.candidate {
             let first = *self.candidates.entry(new.term).or_insert(new.raft_id);
             marks.hit_if(Mark::Contested, first != new.raft_id);
@@ -139,7 +139,8 @@ impl Oracle {
         }
     }
 
-    /// I16: whoever is waited for with a snapshot gets one, or the watchdog ends the wait.
+    /// I16: whoever is waited for with a snapshot gets one, or the watchdog ends the wait. One who
+    /// leads no more waits for nobody.
     fn waits_for_snapshots(&mut self, now: Time, id: NodeId, node: &Node) {
         let peers = node.peers_in_snapshot();
         self.snapshot_waits.retain(|(who, peer), _| *who != id || peers.contains(peer));
@@ -302,10 +303,7 @@ impl Oracle {
             let term = self.committed.get(&index).map(|e| e.term);
             let term = term
                 .unwrap_or_else(|| panic!("I6: node {id} applies {index}, which nobody committed"));
-            assert!(
-                disk.durable.holds(index, term),
-                "R3: node {id} applies {index} before it is durable"
-            );
+            assert!(disk.keeps(index, term), "R3: node {id} applies {index} before it is durable");
             let changed = self.memberships.range(..=index).next_back().map_or(0, |(i, _)| *i);
             assert!(
                 recorded >= changed,
