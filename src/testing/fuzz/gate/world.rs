@@ -84,6 +84,7 @@ impl World {
     /// Starts from what is durable.
     pub(super) fn start(&mut self) {
         self.durable.identity.boot += 1;
+        self.durable.crashes();
         self.written = self.durable.clone();
         let d = &self.durable;
         let file = |p: Position| {
@@ -261,7 +262,7 @@ impl World {
         // One of an older term may come after a later leader has replaced its entries: whoever
         // elected that leader does not count it any more.
         if m.msg_type == kind::APPEND_ANSWER && !m.reject && m.term == hs.term {
-            let last = self.durable.last_index();
+            let last = self.durable.reached();
             assert!(m.index <= last, "R2: acknowledges {}, {last} is durable", m.index);
         }
         if self.outbox.len() >= MAX_OUTBOX {
