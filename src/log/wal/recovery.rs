@@ -61,7 +61,7 @@ pub(super) struct Found {
 /// The newest segment that had begun, and its bytes.
 type Newest = (Scan, Bytes);
 
-fn corrupt(path: &Path, offset: u64, reason: impl Into<String>) -> StorageError {
+pub(super) fn corrupt(path: &Path, offset: u64, reason: impl Into<String>) -> StorageError {
     StorageError::Corrupt {
         path: path.to_path_buf(),
         offset,
