@@ -306,7 +306,9 @@ impl World {
                 Effect::Install { meta } => {
                     let recorded = self.durable.snapshot.map_or(0, |s| s.position.index);
                     assert!(recorded >= meta.position.index, "R11: installed, not recorded");
-                    self.store_applied = self.store_applied.max(meta.position.index);
+                    // A Store that had gone on before a crash goes back: it restores again for as
+                    // long as the record says that it may not have.
+                    self.store_applied = meta.position.index;
                     self.tell(Event::Installed { index: meta.position.index });
                 }
                 other => panic!("not the Store's: {other:?}"),
