@@ -14,10 +14,9 @@ use crate::driver::batch::{Answers, Batch};
 use crate::error::Error;
 use crate::node::Node;
 use crate::node::probe::Probe;
-use crate::types::eraftpb::MessageType;
 use crate::types::{
-    ConfState, Incarnation, Index, MemberRole, Membership, Message, NodeId, Position, RaftId,
-    SnapshotMeta, Term,
+    ConfState, Incarnation, Index, MemberRole, Membership, Message, MessageType, NodeId, Position,
+    RaftId, SnapshotMeta, Term,
 };
 
 /// A committed entry.
