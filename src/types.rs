@@ -9,6 +9,8 @@ use std::fmt;
 
 use bytes::Bytes;
 pub(crate) use raft_rs::eraftpb;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use raft_rs::eraftpb::MessageType;
 
 use crate::pb;
 

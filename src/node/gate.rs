@@ -39,6 +39,7 @@ use crate::types::{Index, Membership, RaftId, Term};
 
 #[cfg(test)]
 pub(crate) use leader::check_conf_state;
+pub(crate) use leader::membership_goes_on;
 use leader::{
     append_agrees_with_log, append_well_formed, campaign_wanted, heartbeat_within_log,
     membership_entries_canonical, one_leader_per_term, snapshot_well_formed,

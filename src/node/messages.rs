@@ -38,7 +38,8 @@ impl Node {
                 if cache::header(&meta) != *message.inner.get_snapshot() {
                     return;
                 }
-                if let Err(reject) = self.membership_goes_on(&meta) {
+                let (ours, commit) = (self.membership.as_ref(), self.raw.raft.raft_log.committed);
+                if let Err(reject) = gate::membership_goes_on(&meta, ours, commit) {
                     return self.refuse(from, &message, reject);
                 }
                 snapshot = Some(meta);
@@ -55,19 +56,6 @@ impl Node {
         if let Some(meta) = snapshot.filter(|m| taken(m)) {
             self.incoming = Some(*meta);
         }
-    }
-
-    /// Rule 9: a snapshot above our commit holds every change of the membership that we have
-    /// applied; one that takes changes back would hand out raft ids a second time (R7).
-    fn membership_goes_on(&self, meta: &SnapshotMeta) -> Result<(), gate::Reject> {
-        let Some(ours) = &self.membership else { return Ok(()) };
-        let theirs = &meta.membership;
-        let goes_on = meta.position.index <= self.raw.raft.raft_log.committed
-            || (theirs.cluster_id == ours.cluster_id
-                && theirs.index >= ours.index
-                && theirs.next_raft_id >= ours.next_raft_id);
-        let (theirs, ours) = (theirs.index, ours.index);
-        if goes_on { Ok(()) } else { Err(gate::Reject::OlderMembership { theirs, ours }) }
     }
 
     /// Whether the Store was given more than it may lag behind. Entries that are not committed

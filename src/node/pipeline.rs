@@ -4,11 +4,13 @@
 //! - persisted messages of a Ready leave after its own batch *and all earlier ones* are durable,
 //!   also when the Ready itself wrote nothing;
 //! - from a batch that changes term or vote on, nothing leaves until it is durable (H6);
-//! - batches become durable in the order of their numbers.
+//! - batches become durable in the order of their numbers;
+//! - what a later batch replaces is not durable before that batch is: the disk has had the same
+//!   entries, but is about to lose them for a while (H16).
 
 use std::collections::VecDeque;
 
-use crate::types::{Message, SnapshotMeta, eraftpb::MessageType};
+use crate::types::{Index, Message, SnapshotMeta, eraftpb::MessageType};
 
 /// One Ready, or one batch of our own, on its way to the disk.
 #[derive(Debug)]
@@ -19,6 +21,8 @@ pub(super) struct Pending {
     pub(super) ready: u64,
     /// Whether anything is written at all.
     pub(super) writes: bool,
+    /// The first entry that it writes; 0: it replaces the whole log by a snapshot.
+    pub(super) first: Option<Index>,
     /// Whether it changes term or vote, or installs a snapshot.
     pub(super) vote: bool,
     /// The tick it was issued at.
@@ -74,6 +78,11 @@ impl Pipeline {
     /// Whether any write is not durable yet.
     pub(super) fn holds_writes(&self) -> bool {
         self.pending.iter().any(|p| p.writes)
+    }
+
+    /// The first entry that a write on its way replaces or adds; 0: all of them.
+    pub(super) fn first_unsynced(&self) -> Option<Index> {
+        self.pending.iter().filter_map(|p| p.first).min()
     }
 
     /// Ticks that the oldest unsynced batch has been waiting for (R12).
@@ -138,6 +147,7 @@ mod tests {
             number,
             ready: number,
             writes,
+            first: None,
             vote,
             tick: 0,
             messages: types.iter().copied().map(message).collect(),

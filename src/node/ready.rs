@@ -65,6 +65,7 @@ impl Node {
                 number,
                 ready,
                 writes: false,
+                first: None,
                 vote,
                 tick: self.tick,
                 messages,
@@ -89,6 +90,8 @@ impl Node {
     /// Queues a batch for the disk. What may leave at once leaves.
     fn persist(&mut self, batch: LogBatch, mut pending: Pending) {
         pending.writes = !batch.is_empty();
+        let entry = batch.entries.first().map(|e| e.index);
+        pending.first = if batch.reset.is_some() { Some(0) } else { entry };
         let number = pending.number;
         let released = self.pipeline.push(pending);
         self.release(released);
@@ -114,6 +117,7 @@ impl Node {
                 number,
                 ready: 0,
                 writes: true,
+                first: None,
                 vote,
                 tick,
                 messages: Vec::new(),
@@ -132,7 +136,8 @@ impl Node {
     /// What follows from durability; the engine is told before any message leaves.
     fn release(&mut self, released: Released) {
         if released.ready > 0 {
-            self.raw.on_persist_ready(released.ready);
+            let installed = released.install.as_ref().map_or(0, |m| m.position.index);
+            self.engine_persisted(released.ready, installed);
         }
         if let Some(meta) = released.install {
             // R11: in the same turn; later, the engine would panic at the next campaign.
@@ -145,6 +150,19 @@ impl Node {
             self.for_store.append(&mut self.held);
         }
         self.route(released.messages);
+    }
+
+    /// Tells the engine what is durable. It knows a durable entry by its index and term, and takes
+    /// one that was written, then replaced, then written again for durable with the first write;
+    /// the disk has yet to lose it and to get it back (H16). Entries from the first one on that is
+    /// still being written do not count.
+    fn engine_persisted(&mut self, ready: u64, installed: Index) {
+        let before = self.raw.raft.raft_log.persisted.max(installed);
+        self.raw.on_persist_ready(ready);
+        if let Some(first) = self.pipeline.first_unsynced() {
+            let log = &mut self.raw.raft.raft_log;
+            log.persisted = log.persisted.min(before.max(first.saturating_sub(1)));
+        }
     }
 
     /// Sends messages: snapshots go aside, and behind a stalled disk a leader falls silent (R12).

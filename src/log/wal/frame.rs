@@ -15,8 +15,8 @@ use crate::types::Incarnation;
 pub(super) const FRAME_HEADER: usize = 48;
 /// Bytes of a sealing frame.
 pub(super) const SEAL_FRAME: usize = FRAME_HEADER + 8;
-/// The largest number of a write or a generation: no log reaches it, and none overflows by counting
-/// on from it.
+/// The largest number of a write or a generation that is read. No log reaches it, nor half of it,
+/// from where on a log is not opened: what it would write next must be read again.
 pub(super) const MAX_NUMBER: u64 = 1 << 62;
 const MAGIC: u16 = 0x4652;
 

@@ -152,6 +152,11 @@ impl Wal {
         let entries = std::mem::take(&mut found.entries);
         let (state, entries) =
             recovery::complete(&found.state, entries, &found.pending, &self.dir)?;
+        // What is written next counts on from here, and must be read again.
+        if found.next_generation.max(found.next_write) > frame::MAX_NUMBER / 2 {
+            let reason = "it counts its segments or its writes to where no log has ever come";
+            return Err(recovery::corrupt(&self.dir, 0, reason));
+        }
         let recovered = Recovered {
             identity: Some(stored.identity),
             hard_state: state.hard_state,

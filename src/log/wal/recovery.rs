@@ -61,7 +61,7 @@ pub(super) struct Found {
 /// The newest segment that had begun, and its bytes.
 type Newest = (Scan, Bytes);
 
-fn corrupt(path: &Path, offset: u64, reason: impl Into<String>) -> StorageError {
+pub(super) fn corrupt(path: &Path, offset: u64, reason: impl Into<String>) -> StorageError {
     StorageError::Corrupt {
         path: path.to_path_buf(),
         offset,
@@ -87,10 +87,7 @@ impl Replay {
         match record {
             Record::State(state) => self.start(state),
             Record::Batch(batch) => self.batch(batch),
-            Record::Compact(Compaction { through, .. }) => {
-                self.compact(through);
-                Ok(())
-            }
+            Record::Compact(Compaction { through, .. }) => self.compact(through),
             Record::Seal { .. } => Ok(()),
         }
     }
@@ -103,17 +100,22 @@ impl Replay {
         } else if state.last != self.state.last {
             return Err("its entries do not continue those of the segment before it");
         }
-        self.compact(state.compacted);
+        self.state.last = state.last;
+        self.compact(state.compacted)?;
         self.state = state;
         Ok(())
     }
 
-    fn compact(&mut self, through: Position) {
+    fn compact(&mut self, through: Position) -> Result<(), &'static str> {
+        if !(self.state.compacted.index..=self.state.last).contains(&through.index) {
+            return Err("it is compacted to a place that is not in the log");
+        }
         let dropped =
             usize::try_from(through.index.saturating_sub(self.floor)).unwrap_or(usize::MAX);
         self.entries.drain(..dropped.min(self.entries.len()));
         self.floor = self.floor.max(through.index);
         self.state.compacted = through;
+        Ok(())
     }
 
     fn batch(&mut self, batch: LogBatch) -> Result<(), &'static str> {
@@ -469,4 +471,28 @@ pub(super) fn complete(
         return Err(corrupt(dir, 0, reason));
     }
     Ok((replay.state, replay.entries))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It would be loaded, and then refuse every append.
+    #[test]
+    fn a_compaction_that_is_not_in_the_log_is_damage() {
+        let at = |index| Position { index, term: 1 };
+        let state = |to, last| Record::State(State { compacted: at(to), last, ..State::default() });
+        let compact = |index| Record::Compact(Compaction { through: at(index), oldest: 0 });
+        let mut replay = Replay::default();
+        for (record, right) in [
+            (state(2, 9), true),
+            (compact(10), false),
+            (compact(9), true),
+            (compact(8), false),
+            (state(10, 9), false),
+            (state(9, 9), true),
+        ] {
+            assert_eq!(replay.record(record.clone()).is_ok(), right, "{record:?}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::{GateView, Limits, MAX_CONF_STATE, MAX_INDEX, MIN_ENTRY, Reject, ensure, position};
 use crate::node::conf_change;
-use crate::types::{ConfState, RaftId, Term};
+use crate::types::{ConfState, Index, Membership, RaftId, SnapshotMeta, Term};
 use raft_rs::eraftpb::Message;
 
 /// Rule 4: entries follow each other from `index + 1`, with terms that never fall, within bounds.
@@ -137,6 +137,22 @@ pub(super) fn snapshot_well_formed(m: &Message, view: &GateView<'_>) -> Result<(
         }
         Some(_) | None => Ok(()),
     }
+}
+
+/// Rule 9: a snapshot above our commit holds every change of the membership that we have applied,
+/// of this cluster; one that takes changes back would hand out raft ids a second time (R7). For the
+/// meta of the verified file, which the message itself does not carry.
+pub(crate) fn membership_goes_on(
+    meta: &SnapshotMeta,
+    ours: Option<&Membership>,
+    commit: Index,
+) -> Result<(), Reject> {
+    let Some(ours) = ours.filter(|_| meta.position.index > commit) else { return Ok(()) };
+    let theirs = &meta.membership;
+    let goes_on = theirs.cluster_id == ours.cluster_id
+        && theirs.index >= ours.index
+        && theirs.next_raft_id >= ours.next_raft_id;
+    ensure(goes_on, || Reject::OlderMembership { theirs: theirs.index, ours: ours.index })
 }
 
 /// Rule 9: whether raft can restore a configuration on the node `id`. It panics on any other.

@@ -8,10 +8,10 @@ use bytes::Bytes;
 use raft_rs::StateRole;
 use raft_rs::eraftpb::{EntryType, Message, MessageType as T};
 
-use super::bench::{Engine, LIMITS, NONCE, Rng, entry, message, snapshot};
+use super::bench::{Engine, LIMITS, NONCE, Rng, entry, membership, message, snapshot};
 use super::*;
 use crate::node::context::ReadContext;
-use crate::types::{ConfState, eraftpb};
+use crate::types::{ClusterId, ConfState, Position, SnapshotMeta, eraftpb};
 
 type Mutation = (&'static str, fn(&mut Message), fn(&Reject) -> bool);
 
@@ -257,6 +257,47 @@ fn rule_4_refuses_what_contradicts_the_log() {
     assert_eq!(admit(&mut later, 3, &Engine::follower().view(3)), Ok(()));
 }
 
+/// Entries 2 to 6 as a follower of 2 in term 2 has them, commit 4; and entry 7 of its leader 3 in
+/// term 3, who thereby vouched for all that is below.
+fn vouched_for() -> Engine {
+    let mut e = Engine::follower();
+    let mut m = message(T::MsgAppend, 3, 1, 3);
+    (m.index, m.log_term, m.commit) = (6, 2, 4);
+    m.set_entries(vec![entry(7, 3, b"c")].into());
+    admit(&mut m, 3, &e.view(3)).unwrap();
+    e.node.step(m).unwrap();
+    e.sync();
+    assert_eq!((e.last(), e.commit(), e.node.raft.term), (7, 4, 3));
+    e
+}
+
+#[test]
+fn rule_4_refuses_a_leader_that_contradicts_itself() {
+    let contradicts = is!(Reject::RewritesOwnTerm { index: 6, term: 2 });
+    let mut more = message(T::MsgAppend, 3, 1, 3);
+    (more.index, more.log_term) = (5, 2);
+    more.set_entries(vec![entry(6, 2, b"x"), entry(7, 3, b"c"), entry(8, 3, b"d")].into());
+    let other_entry: fn(&mut Message) = |m| m.set_entries(vec![entry(6, 3, b"")].into());
+    let other_past: fn(&mut Message) = |m| {
+        (m.index, m.log_term) = (6, 3);
+        m.set_entries(vec![entry(7, 3, b"c")].into());
+    };
+    let mutations: [Mutation; 2] =
+        [("other entry", other_entry, contradicts), ("other past", other_past, contradicts)];
+    rule(4, &vouched_for(), &more, &mutations);
+    let mut install = message(T::MsgSnapshot, 3, 1, 3);
+    install.set_snapshot(snapshot(6, 2, &[1, 2, 3]));
+    let other_cut: fn(&mut Message) = |m| m.mut_snapshot().mut_metadata().term = 3;
+    rule(4, &vouched_for(), &install, &[("other snapshot", other_cut, contradicts)]);
+    // Nobody vouched for what the log ends with: the next leader replaces it, entry or snapshot.
+    let follower = Engine::follower();
+    (more.index, more.log_term) = (5, 2);
+    other_entry(&mut more);
+    assert_eq!(admit(&mut more, 3, &follower.view(3)), Ok(()));
+    other_cut(&mut install);
+    assert_eq!(admit(&mut install, 3, &follower.view(3)), Ok(()));
+}
+
 #[test]
 fn rule_5_heartbeat_beyond_the_log_is_fatal() {
     let mut beat = message(T::MsgHeartbeat, 2, 1, 2);
@@ -363,6 +404,28 @@ fn rule_9_refuses_malformed_snapshots() {
         let verdict = admit(&mut m, 2, &e.view(2));
         assert_eq!(verdict.is_ok(), ok, "{index}, {term}: {verdict:?}");
     }
+}
+
+#[test]
+fn rule_9_refuses_a_membership_that_goes_back() {
+    let ours = Membership { index: 8, ..membership() };
+    let position = Position { index: 20, term: 2 };
+    let judge = |membership: Membership, commit: u64| {
+        let meta = SnapshotMeta { position, membership, size: 0, crc32: 0 };
+        membership_goes_on(&meta, Some(&ours), commit)
+    };
+    let refused = |theirs| Err(Reject::OlderMembership { theirs, ours: 8 });
+    assert_eq!(judge(ours.clone(), 19), Ok(()));
+    assert_eq!(judge(Membership { index: 9, next_raft_id: 9, ..ours.clone() }, 19), Ok(()));
+    assert_eq!(judge(Membership { index: 7, ..ours.clone() }, 19), refused(7));
+    assert_eq!(judge(Membership { next_raft_id: 7, ..ours.clone() }, 19), refused(8));
+    let other = ClusterId::from_u128(2);
+    assert_eq!(judge(Membership { cluster_id: other, ..ours.clone() }, 19), refused(8));
+    // One that tells us nothing new is ignored, and says so to the leader; a joiner knows nothing.
+    assert_eq!(judge(Membership { index: 7, ..ours.clone() }, 20), Ok(()));
+    let meta = SnapshotMeta { position, membership: membership(), size: 0, crc32: 0 };
+    assert_eq!(membership_goes_on(&meta, None, 0), Ok(()));
+    assert_eq!(Reject::OlderMembership { theirs: 7, ours: 8 }.severity(), Severity::Hostile);
 }
 
 #[test]

@@ -376,7 +376,7 @@ impl Cluster {
             let (disk, store) = (&m.disk, &mut m.store);
             let next = store.applied.max(1) + 1;
             assert_eq!(item.index, next, "R8: node {id} applies out of order");
-            assert!(item.index <= disk.last_index(), "R3: applied before it is durable");
+            assert!(disk.keeps(item.index), "R3: applied before it is durable");
             let changed = changes.range(..=item.index).next_back().copied().unwrap_or(0);
             let recorded = disk.members().map_or(0, |m| m.index);
             assert!(recorded >= changed, "R7: record {recorded}, the Store hears of {changed}");

@@ -53,6 +53,15 @@ impl Disk {
         self.compacted.index + self.entries.len() as u64
     }
 
+    /// Whether the entry is durable, and no write that is on its way replaces it (H16).
+    pub(super) fn keeps(&self, index: Index) -> bool {
+        let replaces = |w: &Write| match w {
+            Write::Batch { batch, .. } => batch.entries.first().is_some_and(|e| e.index <= index),
+            Write::Compact { .. } => false,
+        };
+        index <= self.last_index() && !self.queue.iter().any(replaces)
+    }
+
     pub(super) fn members(&self) -> Option<Membership> {
         self.membership.clone().map(|m| Membership::decode(m).expect("own record"))
     }

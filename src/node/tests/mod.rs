@@ -12,6 +12,8 @@
 //! - R16: the transport. R18: the log and the composition root.
 //! - H11 is in `h9_hostile_messages`, every rule of the gate in `gate/tests.rs`.
 //! - H12: `LogCache` never fails; its own tests.
+//! - H16, which the fuzzers found, is below: the engine takes what was written twice, with something
+//!   else in between, for durable with its first write.
 
 mod calls;
 mod cluster;
@@ -19,6 +21,9 @@ mod disk;
 mod script;
 mod text;
 mod walk;
+
+use crate::node::event::Event;
+use crate::types::{Message, eraftpb};
 
 macro_rules! scripts {
     ($($name:ident)*) => {
@@ -114,7 +119,7 @@ fn check(name: &str) {
 /// term along; messages of that term wait for it all the same. The harness asserts it.
 #[test]
 fn h6_a_batch_of_our_own_may_carry_the_new_term() {
-    use crate::node::event::{Change, Event};
+    use crate::node::event::Change;
     let mut c = cluster::Cluster::new(1);
     c.config.snapshot_entries = 3;
     c.found(1, false);
@@ -150,7 +155,6 @@ fn h6_a_batch_of_our_own_may_carry_the_new_term() {
 /// to be replaced for committed.
 #[test]
 fn h8_a_hard_state_of_our_own_does_not_overtake_the_log() {
-    use crate::node::event::Event;
     let mut c = cluster::Cluster::new(1);
     c.found(3, false);
     let _ = c.node(1).raw.campaign();
@@ -177,4 +181,45 @@ fn h8_a_hard_state_of_our_own_does_not_overtake_the_log() {
     c.sync(2, 1);
     c.crash(2);
     c.start(2).expect("it starts from what is on its disk");
+}
+
+fn append(from: u64, term: u64, (index, log_term): (u64, u64), entries: &[(u64, u64)]) -> Event {
+    let mut m = eraftpb::Message::default();
+    m.set_msg_type(eraftpb::MessageType::MsgAppend);
+    (m.from, m.to, m.term, m.index, m.log_term, m.commit) = (from, 2, term, index, log_term, 1);
+    let entry = |(index, term): &(u64, u64)| {
+        let mut e = eraftpb::Entry::default();
+        (e.index, e.term) = (*index, *term);
+        e
+    };
+    m.set_entries(entries.iter().map(entry).collect::<Vec<_>>().into());
+    Event::Message { from, message: Message::new(m) }
+}
+
+/// H16: the engine knows what is durable by index and term. Entries that were written, replaced by
+/// another leader, and written again when the first one came back, are not durable with their
+/// first write: the disk loses them again, and after a crash then the Store would be ahead.
+#[test]
+fn h16_what_is_about_to_be_replaced_is_not_durable() {
+    let mut c = cluster::Cluster::new(1);
+    c.found(5, true);
+    c.at(2).disk_held = true;
+    c.event(2, append(1, 2, (1, 1), &[(2, 2), (3, 2)]));
+    c.event(2, append(3, 3, (1, 1), &[(2, 3)]));
+    c.event(2, append(1, 4, (1, 1), &[(2, 2), (3, 2), (4, 4)]));
+    assert_eq!(c.at(2).disk.queue.len(), 3, "three writes");
+    // Nodes 1, 4 and 5 have it all.
+    let Event::Message { from, mut message } = append(1, 4, (4, 4), &[]) else { return };
+    message.inner.commit = 4;
+    c.event(2, Event::Message { from, message });
+    for synced in [1, 1] {
+        assert!(c.sync(2, synced));
+        c.drive(2);
+        assert_eq!(c.node(2).emitted, 1, "R3: given to the Store before it is durable");
+    }
+    // The disk has lost them now, and has the entry of node 3.
+    assert_eq!(c.at(2).disk.last_index(), 2);
+    c.sync(2, 1);
+    c.drive(2);
+    assert_eq!((c.node(2).emitted, c.at(2).store.applied), (4, 4));
 }

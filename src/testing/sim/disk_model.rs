@@ -107,6 +107,15 @@ impl DiskModel {
         self.under_way.push(write);
     }
 
+    /// Whether an entry is durable and stays so: no write under way replaces it.
+    pub(super) fn keeps(&self, index: Index, term: Term) -> bool {
+        let replaces = |write: &Write| match write {
+            Write::Batch(batch) => batch.entries.first().is_some_and(|e| e.index <= index),
+            Write::Compact(_) => false,
+        };
+        self.durable.holds(index, term) && !self.under_way.iter().any(replaces)
+    }
+
     /// The log has said that the first `count` are durable; true when entries were replaced.
     pub(super) fn done(&mut self, count: usize) -> bool {
         let mut truncated = false;

@@ -14,10 +14,9 @@ use crate::driver::batch::{Answers, Batch};
 use crate::error::Error;
 use crate::node::Node;
 use crate::node::probe::Probe;
-use crate::types::eraftpb::MessageType;
 use crate::types::{
-    ConfState, Incarnation, Index, MemberRole, Membership, Message, NodeId, Position, RaftId,
-    SnapshotMeta, Term,
+    ConfState, Incarnation, Index, MemberRole, Membership, Message, MessageType, NodeId, Position,
+    RaftId, SnapshotMeta, Term,
 };
 
 /// A committed entry.
@@ -67,6 +66,7 @@ impl Oracle {
             marks.hit_if(Mark::StepsDown, deposed);
         }
         self.bounds(id, &new);
+        Self::refuses_nobody(id, &new);
         if new.leads {
             self.leads(id, &new, node, marks);
         }
@@ -95,6 +95,12 @@ impl Oracle {
         );
         assert!(new.emitted >= old.emitted, "I7: node {id} emits again: {old:?} then {new:?}");
         assert!(new.compacted >= old.compacted, "I7: node {id}: compacted entries come back");
+    }
+
+    /// Every member is a correct one, and frames on the way are whole: none of their messages may
+    /// look like an attack. What came late is stale, which is not counted.
+    fn refuses_nobody(id: NodeId, p: &Probe) {
+        assert_eq!(p.refused, 0, "gate: node {id} calls a message of a correct member hostile");
     }
 
     /// I8.
@@ -132,7 +138,8 @@ impl Oracle {
         }
     }
 
-    /// I16: whoever is waited for with a snapshot gets one, or the watchdog ends the wait.
+    /// I16: whoever is waited for with a snapshot gets one, or the watchdog ends the wait. One who
+    /// leads no more waits for nobody.
     fn waits_for_snapshots(&mut self, now: Time, id: NodeId, node: &Node) {
         let peers = node.peers_in_snapshot();
         self.snapshot_waits.retain(|(who, peer), _| *who != id || peers.contains(peer));
@@ -311,10 +318,7 @@ impl Oracle {
             let term = self.committed.get(&index).map(|e| e.term);
             let term = term
                 .unwrap_or_else(|| panic!("I6: node {id} applies {index}, which nobody committed"));
-            assert!(
-                disk.durable.holds(index, term),
-                "R3: node {id} applies {index} before it is durable"
-            );
+            assert!(disk.keeps(index, term), "R3: node {id} applies {index} before it is durable");
             let changed = self.memberships.range(..=index).next_back().map_or(0, |(i, _)| *i);
             assert!(
                 recorded >= changed,

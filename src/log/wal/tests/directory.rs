@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::log::wal::frame::MAX_NUMBER;
 use crate::log::wal::segment::{Link, SegmentHeader};
 use crate::testing::vfs::Fault;
 use crate::vfs::{OpenMode, RealVfs};
@@ -176,4 +177,28 @@ fn the_identity_can_be_read_without_opening() {
     wal.identify(&identity(4)).unwrap();
     assert_eq!(wal.identity(), Some(identity(4)));
     assert_eq!(Wal::peek(&vfs, dir()).unwrap(), Some(identity(4)));
+}
+
+/// A segment that had not begun when the power went, whose number is right by its checksum.
+fn with_segment(generation: u64) -> FaultyVfs {
+    let vfs = with_log();
+    let incarnation = identity(1).incarnation;
+    let header =
+        SegmentHeader { incarnation, generation, write: 1, oldest: 1, previous: Link::default() };
+    let mut file = vfs.open(&dir().join("wal-00000077.seg"), OpenMode::Create).unwrap();
+    file.write_all_at(&header.encode().0, 0).unwrap();
+    vfs
+}
+
+#[test]
+fn numbers_that_leave_no_room_to_count_on_are_refused() {
+    let error = refusal(&with_segment(MAX_NUMBER / 2));
+    assert!(error.contains("no log has ever come"), "{error}");
+    // Below it, what is appended is read again.
+    let vfs = with_segment(MAX_NUMBER / 2 - 9);
+    let (mut wal, found, _) = load(&vfs).unwrap();
+    wal.append(&[entries(10, 12, 1, 900)]).unwrap();
+    drop(wal);
+    let (_, again, _) = load(&vfs).unwrap();
+    assert_eq!((found.entries.len(), again.entries.len()), (9, 12));
 }

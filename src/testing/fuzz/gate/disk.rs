@@ -27,12 +27,24 @@ pub(super) struct Disk {
     pub(super) membership: Option<Bytes>,
     pub(super) snapshot: Option<SnapshotRecord>,
     votes: BTreeMap<Term, RaftId>,
+    /// The furthest that the log went in the present term, since the last crash.
+    reached: Index,
 }
 
 #[derive(Clone, Debug)]
 pub(super) enum Write {
     Batch { number: u64, batch: LogBatch },
     Compact { through: Position, keep_snapshot: Index },
+}
+
+impl Write {
+    /// Whether it takes an entry away that may be there already.
+    pub(super) fn replaces(&self, index: Index) -> bool {
+        match self {
+            Self::Batch { batch, .. } => batch.entries.first().is_some_and(|e| e.index <= index),
+            Self::Compact { .. } => false,
+        }
+    }
 }
 
 impl Disk {
@@ -45,11 +57,25 @@ impl Disk {
             membership: None,
             snapshot: None,
             votes: BTreeMap::new(),
+            reached: 0,
         }
     }
 
     pub(super) fn last_index(&self) -> Index {
         self.compacted.index + self.entries.len() as u64
+    }
+
+    /// What may be acknowledged: what is, or was, durable in this term. No leader replaces what it
+    /// has sent. One that does it all the same is a liar, and lies to itself: it is refused while
+    /// the log ends in its term, where that can be told, and after that it is told truly that the
+    /// disk had its entries; the acknowledgement may leave with that of the write that took them
+    /// away.
+    pub(super) fn reached(&self) -> Index {
+        self.reached.max(self.last_index())
+    }
+
+    pub(super) fn crashes(&mut self) {
+        self.reached = self.last_index();
     }
 
     pub(super) fn last(&self) -> Position {
@@ -98,8 +124,12 @@ impl Disk {
             }
         }
         if let Some(now) = batch.hard_state {
+            if now.term > self.hard_state.term {
+                self.reached = 0;
+            }
             self.hard_state(now);
         }
+        self.reached = self.reached();
         assert!(self.last().term <= self.hard_state.term, "H6: an entry of a term not yet durable");
         if let Some(record) = &batch.membership {
             let before = self.members().map_or(0, |m| m.index);

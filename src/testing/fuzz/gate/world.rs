@@ -84,6 +84,7 @@ impl World {
     /// Starts from what is durable.
     pub(super) fn start(&mut self) {
         self.durable.identity.boot += 1;
+        self.durable.crashes();
         self.written = self.durable.clone();
         let d = &self.durable;
         let file = |p: Position| {
@@ -261,7 +262,7 @@ impl World {
         // One of an older term may come after a later leader has replaced its entries: whoever
         // elected that leader does not count it any more.
         if m.msg_type == kind::APPEND_ANSWER && !m.reject && m.term == hs.term {
-            let last = self.durable.last_index();
+            let last = self.durable.reached();
             assert!(m.index <= last, "R2: acknowledges {}, {last} is durable", m.index);
         }
         if self.outbox.len() >= MAX_OUTBOX {
@@ -305,7 +306,9 @@ impl World {
                 Effect::Install { meta } => {
                     let recorded = self.durable.snapshot.map_or(0, |s| s.position.index);
                     assert!(recorded >= meta.position.index, "R11: installed, not recorded");
-                    self.store_applied = self.store_applied.max(meta.position.index);
+                    // A Store that had gone on before a crash goes back: it restores again for as
+                    // long as the record says that it may not have.
+                    self.store_applied = meta.position.index;
                     self.tell(Event::Installed { index: meta.position.index });
                 }
                 other => panic!("not the Store's: {other:?}"),
@@ -318,6 +321,8 @@ impl World {
             let index = item.index;
             assert_eq!(index, self.store_applied + 1, "R8: applied out of order");
             assert!(index <= self.durable.last_index(), "R3: {index} is not durable");
+            let replaced = self.queue.iter().any(|w| w.replaces(index));
+            assert!(!replaced, "R3: {index} is durable, but a write on its way replaces it");
             if let Some(entry) = self.durable.entry(index) {
                 let body = match (entry.kind, envelope::open(&entry.data)) {
                     (EntryKind::Normal, Ok(Envelope::Commands(body))) => body,
