@@ -22,7 +22,8 @@ pub(super) struct Contents {
     pub(super) snapshot: Option<SnapshotRecord>,
 }
 
-fn digest(entry: &Entry) -> u64 {
+/// Everything of an entry but its place.
+pub(super) fn digest(entry: &Entry) -> u64 {
     mix(mix(DIGEST ^ entry.kind as u64, &entry.data), &entry.context)
 }
 

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::disk_model::{Contents, DiskModel};
+use super::disk_model::{self, Contents, DiskModel};
 use super::machine::LogJob;
 use super::marks::{Mark, Marks};
 use super::schedule::Time;
 use super::subject::{DIGEST, mix};
 use crate::driver::batch::{Answers, Batch};
 use crate::error::Error;
+use crate::log::LogBatch;
 use crate::node::Node;
 use crate::node::probe::Probe;
 use crate::types::{
@@ -36,6 +37,8 @@ pub(super) struct Oracle {
     /// The commands of each committed entry that a Store was given.
     pub(super) log: BTreeMap<Index, Vec<Bytes>>,
     answers: BTreeMap<Index, u64>,
+    /// Every entry that any log was told to write.
+    written: BTreeMap<(Index, Term), u64>,
     pub(super) memberships: BTreeMap<Index, Membership>,
     names: BTreeMap<RaftId, (NodeId, Incarnation)>,
     homes: BTreeMap<RaftId, NodeId>,
@@ -240,6 +243,9 @@ impl Oracle {
     }
 
     pub(super) fn write_begins(&mut self, id: NodeId, job: &LogJob, marks: &mut Marks) {
+        if let LogJob::Append { batch, .. } = job {
+            self.match_entries(id, batch);
+        }
         if let LogJob::Append { batch, .. } = job
             && let (Some(to), Some(disk)) = (batch.reset, self.disks.get(&id))
         {
@@ -247,6 +253,16 @@ impl Oracle {
             marks.hit_if(Mark::SnapshotOverTail, last > to.index || (last == to.index && !fits));
         }
         self.disks.entry(id).or_default().begin(job.into());
+    }
+
+    /// I3: an index and a term name one entry, wherever it is written.
+    fn match_entries(&mut self, id: NodeId, batch: &LogBatch) {
+        for e in &batch.entries {
+            let digest = disk_model::digest(e);
+            let known = *self.written.entry((e.index, e.term)).or_insert(digest);
+            let place = (e.index, e.term);
+            assert_eq!(known, digest, "I3: node {id} writes another entry at {place:?}");
+        }
     }
 
     /// The log has said that the oldest writes are durable; true when it replaced entries.
