@@ -194,6 +194,7 @@ impl World {
             log: storage.log,
             log_queue: Vec::new(),
             writing: Vec::new(),
+            writing_since: 0,
             store,
             jobs: std::collections::VecDeque::new(),
             store_busy: false,
