@@ -20,6 +20,7 @@ mod snapshot;
 pub mod testing;
 pub mod transport;
 pub mod vfs;
+mod zoo;
 
 pub use async_trait::async_trait;
 pub use config::{Config, Durability};

@@ -11,7 +11,7 @@ use scan::{Source, sources};
 
 /// A unit imports only from units of lower rows; units of one row never import each other.
 const LAYERS: &[&[&str]] = &[
-    &["pb", "logger", "vfs"],
+    &["pb", "logger", "vfs", "zoo"],
     &["types"],
     &["error"],
     &["config", "status", "reply"],

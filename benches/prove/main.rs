@@ -5,6 +5,7 @@
 //! cargo bench --bench prove -- crash-states --states 1000000 --jobs 2
 //! cargo bench --bench prove -- flips
 //! cargo bench --bench prove -- io-faults
+//! RUSTFLAGS='--cfg raftline_zoo' cargo bench --bench prove --target-dir target/zoo -- zoo
 //! ```
 //!
 //! Each ends with one line: what was met, counted by kind, and how long it took. A failure ends
@@ -17,6 +18,7 @@ mod flips;
 mod io_faults;
 mod outcome;
 mod sim;
+mod zoo;
 
 use std::process::ExitCode;
 
@@ -42,6 +44,8 @@ enum Check {
     Flips(flips::Args),
     /// Every single call of the file layer failing.
     IoFaults(io_faults::Args),
+    /// Every deliberate defect: caught by the check that must catch it.
+    Zoo(zoo::Args),
 }
 
 fn main() -> ExitCode {
@@ -50,5 +54,6 @@ fn main() -> ExitCode {
         Check::CrashStates(args) => crash_states::run(&args),
         Check::Flips(args) => flips::run(&args),
         Check::IoFaults(args) => io_faults::run(&args),
+        Check::Zoo(args) => zoo::run(&args),
     }
 }

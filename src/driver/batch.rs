@@ -13,6 +13,7 @@ use crate::node::envelope;
 use crate::node::event::Applied;
 use crate::store::{self, SKIP_REMEDY, panic_text};
 use crate::types::Index;
+use crate::zoo::{self, Bug};
 
 /// Proposals after which a batch is given to the Store; the entry that reaches it ends it.
 const MAX_BATCH: usize = 4096;
@@ -80,6 +81,7 @@ pub(crate) fn judge(
         }
     };
     let fatal = answers.iter().position(|a| !matches!(a, Ok(_) | Err(Error::Rejected(_))));
+    let fatal = fatal.filter(|_| !zoo::has(Bug::StoreErrorIgnored));
     let (given, asked) = (answers.len(), proposals.len());
     if let Some((at, index)) = fatal.and_then(|at| Some((at, proposals.get(at)?.index))) {
         let failed = answers.drain(at..).next().and_then(Result::err);
@@ -115,7 +117,7 @@ pub(crate) fn answer(
         if failed.is_some_and(|failed| index >= failed) {
             return;
         }
-        let replies = mem::take(&mut entry.replies);
+        let mut replies = mem::take(&mut entry.replies);
         if skip.contains(&index) {
             for reply in replies {
                 let reason = format!("entry {index} is skipped by Config::skip_apply");
@@ -127,6 +129,9 @@ pub(crate) fn answer(
             replies.is_empty() || replies.len() == count,
             "an entry has a reply for each of its proposals, or none"
         );
+        if zoo::has(Bug::AnswersSwapped) {
+            replies.reverse();
+        }
         let mut replies = replies.into_iter();
         for answer in answers.by_ref().take(count) {
             if let Some(reply) = replies.next() {

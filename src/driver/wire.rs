@@ -11,6 +11,7 @@ use crate::node::event::Applied;
 use crate::pb;
 use crate::pb::refused::Code;
 use crate::types::NodeId;
+use crate::zoo::{self, Bug};
 
 /// Bytes of an answer beside its outcomes, and of an outcome beside itself, generously.
 const ANSWER_OVERHEAD: u64 = 1 << 10;
@@ -63,6 +64,9 @@ pub(crate) fn respond(kind: pb::response::Kind) -> pb::Response {
 /// What a refusal means here. `size` and `limit` are those of the request, for `TooLarge`.
 pub(crate) fn error(refused: &pb::Refused, size: u64, limit: u64) -> Error {
     let message = refused.message.clone();
+    if zoo::has(Bug::UnknownMeansNever) && refused.code == i32::from(Code::UnknownOutcome) {
+        return Error::Dropped;
+    }
     match Code::try_from(refused.code) {
         Ok(Code::UnknownOutcome) => Error::unknown(message),
         Ok(Code::NotLeader) => Error::NotLeader { leader: leader(refused) },
@@ -135,7 +139,7 @@ pub(crate) fn may_retry(error: &Error) -> bool {
             debug_assert!(error.outcome() == Outcome::NotApplied);
             true
         }
-        _ => false,
+        _ => zoo::has(Bug::RetryUnknown) && error.outcome_unknown(),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::reply::Reply;
 use crate::status::Role;
 use crate::types::{MemberRole, NodeId, RaftId, Term};
+use crate::zoo::{self, Bug};
 
 /// A small generator (SplitMix64): the only source of chance in a node, so that a seed repeats a
 /// run.
@@ -86,6 +87,9 @@ impl Node {
                 "leader" => self.node_of(now.2));
         }
         if now.1 != StateRole::Leader {
+            if zoo::has(Bug::DeposedMeansDropped) {
+                self.proposals.decide(0, u64::MAX);
+            }
             self.end_transfer(now.2);
         }
     }

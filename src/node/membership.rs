@@ -20,6 +20,7 @@ use crate::types::{
     Entry, Incarnation, Index, Member, MemberRole, Membership, NodeId, Position, RaftId, Term,
     eraftpb,
 };
+use crate::zoo::{self, Bug};
 use eraftpb::{ConfChangeType, MessageType};
 
 /// Changes that may wait for their turn.
@@ -283,7 +284,8 @@ impl Node {
             m.conf_state = (&conf).into();
             fold(m, change, entry.index);
         }
-        if self.is_leader() && !self.voters().contains(&self.raft_id) {
+        let ousted = self.is_leader() && !self.voters().contains(&self.raft_id);
+        if ousted && !zoo::has(Bug::LeadWithoutVote) {
             // H1, H2: a leader that is no voter any more must not count itself.
             let term = self.raw.raft.term;
             self.raw.raft.become_follower(term, 0);
@@ -398,7 +400,10 @@ fn plan_join(
                     "a member needs an id above 0 and an address".into(),
                 ));
             }
-            let raft_id = m.next_raft_id;
+            let mut raft_id = m.next_raft_id;
+            if zoo::has(Bug::RaftIdReused) {
+                raft_id = 1 + m.members.iter().map(|known| known.raft_id).max().unwrap_or(0);
+            }
             let member = Member {
                 node_id,
                 raft_id,

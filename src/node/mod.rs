@@ -38,6 +38,7 @@ use crate::log::LogBatch;
 use crate::log::cache::LogCache;
 use crate::status::Status;
 use crate::types::{HardState, Identity, Index, Membership, RaftId, SnapshotMeta};
+use crate::zoo::{self, Bug};
 use effect::{Effect, Forward};
 use event::Event;
 pub(crate) use start::Boot;
@@ -218,7 +219,8 @@ impl Node {
     /// anybody while a snapshot is not durable yet.
     fn may_tick(&self) -> bool {
         let sole = self.raw.raft.prs().is_singleton() && self.pipeline.holds_writes();
-        self.is_leader() || !(self.stalled() || sole || self.pipeline.holds_install())
+        let hold = self.stalled() || sole || self.pipeline.holds_install();
+        self.is_leader() || !hold || zoo::has(Bug::TickAlways)
     }
 
     /// Whether the oldest write has been waiting for longer than a heartbeat interval (R12).
@@ -294,12 +296,18 @@ impl Node {
             return;
         }
         while let Some(context) = self.reads.ask(self.tick) {
+            if zoo::has(Bug::ReadUnconfirmed) && self.is_leader() {
+                self.reads.answered(&context, self.raw.raft.raft_log.committed);
+                continue;
+            }
             self.raw.read_index(context.encode().to_vec());
         }
     }
 
     fn serve_reads(&mut self) {
-        let reads = self.reads.take_ready(self.emitted);
+        let commit = self.raw.raft.raft_log.committed;
+        let given = if zoo::has(Bug::ReadAtCommit) { commit } else { self.emitted };
+        let reads = self.reads.take_ready(given);
         if !reads.is_empty() {
             self.fifo(Effect::Query(reads));
         }
@@ -342,7 +350,8 @@ impl Node {
     /// An effect for the Store's queue, which is first-in, first-out; it waits while a membership
     /// record that belongs before it is not durable (R7).
     fn fifo(&mut self, effect: Effect) {
-        if self.gate > self.pipeline.durable() {
+        let overtakes = zoo::has(Bug::ReadOvertakes) && matches!(effect, Effect::Query(_));
+        if self.gate > self.pipeline.durable() && !overtakes {
             self.held.push(effect);
         } else {
             self.for_store.push(effect);

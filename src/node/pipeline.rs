@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 
 use crate::types::{Index, Message, SnapshotMeta, eraftpb::MessageType};
+use crate::zoo::{self, Bug};
 
 /// One Ready, or one batch of our own, on its way to the disk.
 #[derive(Debug)]
@@ -102,14 +103,10 @@ impl Pipeline {
                 ..Released::default()
             };
         }
-        let mut now = Vec::new();
-        if !pending.vote && !self.holds_vote() {
-            let (early, held) = std::mem::take(&mut pending.messages)
-                .into_iter()
-                .partition(|m| m.inner.get_msg_type() == MessageType::MsgHeartbeatResponse);
-            now = early;
-            pending.messages = held;
-        }
+        let behind_vote = pending.vote || self.holds_vote();
+        let messages = std::mem::take(&mut pending.messages).into_iter();
+        let (now, held) = messages.partition(|m| may_overtake(m, behind_vote));
+        pending.messages = held;
         self.pending.push_back(pending);
         Released { messages: now, ..Released::default() }
     }
@@ -127,6 +124,18 @@ impl Pipeline {
             out.built = p.built.or(out.built);
         }
         out
+    }
+}
+
+/// Whether a message need not wait for the disk.
+fn may_overtake(message: &Message, behind_vote: bool) -> bool {
+    match message.inner.get_msg_type() {
+        _ if zoo::has(Bug::SendBeforeDurable) => true,
+        MessageType::MsgHeartbeatResponse => !behind_vote || zoo::has(Bug::OvertakeVote),
+        MessageType::MsgRequestVoteResponse => zoo::has(Bug::VoteBeforeDurable),
+        MessageType::MsgAppendResponse => zoo::has(Bug::AckBeforeDurable),
+        // All others speak of what is not durable yet.
+        _ => false,
     }
 }
 

@@ -15,6 +15,7 @@ use super::event::{Applied, Proposal};
 use crate::error::Error;
 use crate::reply::Reply;
 use crate::types::{Index, Term, eraftpb};
+use crate::zoo::{self, Bug};
 
 /// Commands are packed into one entry up to this many bytes.
 const PACK_BYTES: usize = 64 << 10;
@@ -77,7 +78,7 @@ impl Proposals {
                 break;
             }
             let Some(p) = self.queue.pop_front() else { break };
-            if p.reply.begin() {
+            if p.reply.begin() || zoo::has(Bug::ProposeAbandoned) {
                 packer.push(&p.data);
                 replies.push(p.reply);
             }
@@ -96,7 +97,7 @@ impl Proposals {
         let mut replies = Vec::new();
         while let Some(slot) = self.waiting.first_entry().filter(|s| s.key().0 <= index) {
             let (key, waiting) = slot.remove_entry();
-            if key == (index, term) {
+            if key == (index, term) || zoo::has(Bug::AnswerByIndex) && key.0 == index {
                 replies = waiting;
             } else {
                 waiting.into_iter().for_each(|r| r.send(Err(Error::Dropped)));
@@ -115,6 +116,10 @@ impl Proposals {
     pub(super) fn covered(&mut self, index: Index) {
         while let Some(slot) = self.waiting.first_entry().filter(|s| s.key().0 <= index) {
             for reply in slot.remove() {
+                if zoo::has(Bug::CoveredMeansDropped) {
+                    reply.send(Err(Error::Dropped));
+                    continue;
+                }
                 reply.send(Err(Error::unknown("a snapshot covers the entry")));
             }
         }

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use super::context::ReadContext;
 use super::event::{Freshness, Read};
 use crate::types::{Index, RaftId};
+use crate::zoo::{self, Bug};
 
 /// Rounds in flight at most: each broadcasts a heartbeat.
 const MAX_ROUNDS: usize = 4;
@@ -56,7 +57,9 @@ impl Reads {
     pub(super) fn push(&mut self, read: Read, emitted: Index) -> Option<Read> {
         match read.freshness {
             Freshness::Stale => return Some(read),
-            Freshness::AtLeast(index) if index <= emitted => return Some(read),
+            Freshness::AtLeast(index) if index <= emitted || zoo::has(Bug::ReadTooEarly) => {
+                return Some(read);
+            }
             Freshness::AtLeast(index) => self.ready.entry(index).or_default().push(read),
             Freshness::Linearizable => self.queue.push(read),
         }
@@ -69,7 +72,9 @@ impl Reads {
         if self.queue.is_empty() || self.rounds.len() >= MAX_ROUNDS {
             return None;
         }
-        self.counter += 1;
+        if !zoo::has(Bug::ReadContextReused) {
+            self.counter += 1;
+        }
         let reads = std::mem::take(&mut self.queue);
         self.rounds.push(Round { counter: self.counter, asked: tick, reads });
         Some(ReadContext { raft_id: self.raft_id, nonce: self.nonce, counter: self.counter })

@@ -9,8 +9,9 @@ use super::pipeline::{Pending, Released};
 use crate::error::{Error, StorageError};
 use crate::log::{LogBatch, SnapshotRecord};
 use crate::types::{
-    Entry, EntryKind, HardState, Index, Message, NodeId, Position, RaftId, SnapshotMeta,
+    Entry, EntryKind, HardState, Index, Membership, Message, NodeId, Position, RaftId, SnapshotMeta,
 };
+use crate::zoo::{self, Bug};
 
 impl Node {
     /// Takes one Ready, in this order:
@@ -20,6 +21,10 @@ impl Node {
     /// 4. the leader's messages leave, unless term or vote are not durable yet (R2, H6);
     /// 5. the batch goes to the disk; everything else waits for it.
     pub(super) fn take_ready(&mut self) {
+        if zoo::has(Bug::CommitAhead) {
+            let hard_state = Some(self.hard_state());
+            self.persist_own(LogBatch { hard_state, ..LogBatch::default() }, None);
+        }
         let mut rd = self.raw.ready();
         let number = self.pipeline.next_number();
         let ready = rd.number();
@@ -35,6 +40,10 @@ impl Node {
             self.raw.mut_store().set_snapshot(meta.clone());
         }
         let entries = rd.take_entries();
+        let overwrites = || entries.first().is_some_and(|e| e.index <= self.cache().last());
+        if zoo::has(Bug::OverwriteMeansDropped) && overwrites() {
+            self.proposals.decide(0, Index::MAX);
+        }
         batch.entries = entries.iter().map(Entry::from).collect();
         self.raw.mut_store().append(entries);
         let leader_messages = rd.take_messages();
@@ -42,6 +51,9 @@ impl Node {
         let committed = rd.take_committed_entries();
         let answers = rd.take_read_states();
         self.raw.advance_append_async(rd);
+        if zoo::has(Bug::CountUnsynced) {
+            self.raw.on_persist_ready(ready);
+        }
 
         if let Some(meta) = &install {
             self.adopt_snapshot(meta, number);
@@ -54,7 +66,7 @@ impl Node {
         }
         let vote = self.log_hard_state(&mut batch) || install.is_some();
         let mut messages = wrap(persisted_messages);
-        if vote || self.pipeline.holds_vote() {
+        if (vote || self.pipeline.holds_vote()) && !zoo::has(Bug::NewTermAtOnce) {
             messages.extend(wrap(leader_messages));
         } else {
             self.route(wrap(leader_messages));
@@ -168,7 +180,7 @@ impl Node {
     /// Sends messages: snapshots go aside, and behind a stalled disk a leader falls silent (R12).
     fn route(&mut self, messages: Vec<Message>) {
         use eraftpb::MessageType as T;
-        let silent = self.is_leader() && self.stalled();
+        let silent = self.is_leader() && self.stalled() && !zoo::has(Bug::SendWhileStalled);
         let mut send = Vec::with_capacity(messages.len());
         for message in messages {
             match message.inner.get_msg_type() {
@@ -199,12 +211,16 @@ impl Node {
             if changed {
                 // R7: the Store hears of this index once the record is durable.
                 self.queue_apply(std::mem::take(&mut items));
-                self.gate = number;
-                batch.membership = self.membership.as_ref().map(crate::types::Membership::encode);
+                if !zoo::has(Bug::TellStoreFirst) {
+                    self.gate = number;
+                }
+                if !zoo::has(Bug::MembershipUnrecorded) {
+                    batch.membership = self.membership.as_ref().map(Membership::encode);
+                }
                 self.membership_changed(position);
             }
             self.changes.decide(position, self.membership.as_ref().filter(|_| changed));
-            if entry.index > self.store_floor {
+            if entry.index > self.store_floor || zoo::has(Bug::ApplyAgain) {
                 items.push(Committed { index: entry.index, data, replies });
             }
         }
@@ -216,6 +232,7 @@ impl Node {
     /// One committed entry: whether it changed the membership, and what the Store gets of it.
     fn fold_entry(&mut self, entry: &Entry, known: Index) -> Result<(bool, bytes::Bytes), Error> {
         let nothing = bytes::Bytes::new();
+        let known = if zoo::has(Bug::ChangeTwice) { 0 } else { known };
         match entry.kind {
             EntryKind::ConfChangeV2 | EntryKind::ConfChange => {
                 Ok((entry.index > known && self.apply_conf_change(entry), nothing))
@@ -265,7 +282,7 @@ impl Node {
     /// record is durable, and before anything that follows, reads included.
     fn adopt_snapshot(&mut self, meta: &SnapshotMeta, number: u64) {
         let index = meta.position.index;
-        self.gate = number;
+        self.gate = if zoo::has(Bug::RestoreUnrecorded) { 0 } else { number };
         self.fifo(Effect::Install { meta: meta.clone() });
         slog::info!(self.logger, "installing snapshot"; "index" => index, "bytes" => meta.size);
         self.installing = Some(index);

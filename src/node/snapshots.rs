@@ -14,6 +14,7 @@ use super::Node;
 use super::effect::Effect;
 use crate::log::{LogBatch, SnapshotRecord};
 use crate::types::{Index, Message, Position, RaftId, SnapshotMeta};
+use crate::zoo::{self, Bug};
 
 /// Ticks before a snapshot that failed is tried again, in election timeouts.
 const RETRY_TIMEOUTS: u64 = 5;
@@ -56,14 +57,16 @@ impl Node {
         let enough = self.limits.snapshot_bytes.max(self.snapshots.newest_size);
         let due = grown >= self.limits.snapshot_entries || bytes >= enough;
         let Some(membership) = self.membership.clone() else { return };
-        let Some(term) = self.cache().term_at(self.emitted) else { return };
+        let low = u64::from(zoo::has(Bug::SnapshotIndexLow));
+        let index = self.emitted.saturating_sub(low) + u64::from(zoo::has(Bug::SnapshotIndexHigh));
+        let Some(term) = self.cache().term_at(index) else { return };
         let wanted = self.cache().take_wanted() && self.is_leader();
         // The founding is index 1: there is nothing of the Store in it, and it is never sent.
         if self.installing.is_some() || self.emitted < 2 || !(due && grown > 0 || wanted) {
             return;
         }
         self.snapshots.capturing = true;
-        let position = Position { index: self.emitted, term };
+        let position = Position { index, term };
         self.fifo(Effect::Capture { position, membership });
     }
 
@@ -76,6 +79,9 @@ impl Node {
         }
         slog::info!(self.logger, "snapshot taken"; "index" => meta.position.index,
             "bytes" => meta.size);
+        if zoo::has(Bug::CompactUnrecorded) {
+            self.snapshot_recorded(meta.clone());
+        }
         let record = SnapshotRecord { position: meta.position, installing: false };
         let batch = LogBatch { snapshot: Some(record), ..LogBatch::default() };
         self.persist_own(batch, Some(meta));
@@ -111,6 +117,9 @@ impl Node {
 
     /// The last entry that nobody needs any more.
     fn compaction_point(&self, snapshot: Index) -> Index {
+        if zoo::has(Bug::CompactToApplied) {
+            return self.emitted;
+        }
         let cache = self.cache();
         let mut through = snapshot.saturating_sub(self.limits.snapshot_trailing_entries);
         let floor = cache.compacted().index.max(through);
@@ -152,6 +161,9 @@ impl Node {
     }
 
     pub(super) fn snapshot_sent(&mut self, to: RaftId, ok: bool) {
+        if zoo::has(Bug::TransferUnreported) {
+            return;
+        }
         if self.snapshots.transfers.remove(&to).is_some() {
             let status = if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
             self.raw.report_snapshot(to, status);

@@ -12,6 +12,7 @@ use crate::status::Status;
 use crate::types::{
     ConfState, Entry, HardState, Identity, Index, Membership, Position, SnapshotMeta,
 };
+use crate::zoo::{self, Bug};
 
 /// What a node starts from.
 #[derive(Debug)]
@@ -39,6 +40,9 @@ impl Boot {
     fn install(&self) -> Option<SnapshotMeta> {
         let (record, meta) = self.snapshot.as_ref()?;
         let held = self.store_applied.unwrap_or(0);
+        if zoo::has(Bug::RestoreForgotten) && record.installing {
+            return None;
+        }
         (record.installing || held < meta.position.index).then(|| meta.clone())
     }
 
@@ -58,6 +62,18 @@ impl Boot {
             ))));
         }
         Ok(floor)
+    }
+
+    /// The hard state, with everything that is known to be committed (R4).
+    fn loaded(&self, known: Index) -> HardState {
+        let mut hs = self.hard_state;
+        if !zoo::has(Bug::CommitBelowApplied) {
+            hs.commit = hs.commit.max(known).max(self.compacted.index);
+        }
+        if zoo::has(Bug::VoteForgotten) {
+            hs.vote = 0;
+        }
+        hs
     }
 }
 
@@ -79,8 +95,7 @@ impl Node {
         let install = boot.install();
         let store_floor = boot.store_floor(install.as_ref())?;
         let conf_index = boot.membership.as_ref().map_or(0, |m| m.index);
-        let mut hs = boot.hard_state;
-        hs.commit = hs.commit.max(store_floor).max(conf_index).max(boot.compacted.index);
+        let hs = boot.loaded(store_floor.max(conf_index));
         ready::check_loaded(&hs, boot.last(), hs.commit)?;
         // Emitted again from here; what membership and Store hold already is passed over.
         let applied = boot.compacted.index.max(store_floor.min(conf_index));
@@ -171,7 +186,10 @@ fn engine_config(c: &Config, id: u64, applied: Index) -> raft_rs::Config {
         max_inflight_msgs: c.max_inflight_msgs,
         check_quorum: true,
         pre_vote: true,
-        read_only_option: ReadOnlyOption::Safe,
+        read_only_option: match zoo::has(Bug::ReadByLease) {
+            true => ReadOnlyOption::LeaseBased,
+            false => ReadOnlyOption::Safe,
+        },
         // Followers learn the commit index from the next append or heartbeat.
         skip_bcast_commit: true,
         // The engine's own limit refuses whole batches; admission permits bound what is queued.

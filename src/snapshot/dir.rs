@@ -20,6 +20,7 @@ use super::{SnapshotReader, encode_head, head_len, io_error};
 use crate::error::StorageError;
 use crate::types::{Index, Membership, Position, SnapshotMeta};
 use crate::vfs::{OpenMode, Vfs, VfsFile};
+use crate::zoo::{self, Bug};
 
 const SUFFIX: &str = ".snap";
 const TEMP_SUFFIX: &str = ".snap.tmp";
@@ -316,7 +317,9 @@ impl SnapshotWriter {
         self.meta.crc32 = crc32;
         let head = encode_head(&self.meta, self.head_len);
         self.write_at(&head, 0)?;
-        self.sync()?;
+        if !zoo::has(Bug::SnapshotUnsynced) {
+            self.sync()?;
+        }
         // Closed before the rename: no handle outlives the temporary name.
         self.file = None;
         let path = self.shared.dir.join(file_name(self.meta.position));

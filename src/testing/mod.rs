@@ -56,3 +56,8 @@ pub mod rng;
 pub mod sim;
 pub mod store_suite;
 pub mod vfs;
+/// Deliberate defects that the checks must catch.
+#[doc(hidden)]
+pub mod zoo {
+    pub use crate::zoo::{BUILT, ENTRIES, Entry, Layer};
+}

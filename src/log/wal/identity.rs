@@ -9,6 +9,7 @@ use super::{REMEDY, explain, io_error};
 use crate::error::StorageError;
 use crate::types::{ClusterId, Identity, Incarnation};
 use crate::vfs::{OpenMode, Vfs, read_full};
+use crate::zoo::{self, Bug};
 
 const MAGIC: &[u8; 8] = b"RAFTLID\0";
 const LENGTH: usize = 80;
@@ -131,7 +132,9 @@ pub(super) fn write(vfs: &dyn Vfs, dir: &Path, stored: &Stored) -> Result<(), St
     }
     let mut file = vfs.open(&temp, OpenMode::Create).map_err(io_error("create", &temp))?;
     file.write_all_at(&stored.encode(), 0).map_err(io_error("write", &temp))?;
-    file.sync_data().map_err(io_error("sync", &temp))?;
+    if !zoo::has(Bug::IdentityUnsynced) {
+        file.sync_data().map_err(io_error("sync", &temp))?;
+    }
     drop(file);
     vfs.rename(&temp, &path).map_err(io_error("replace identity", &path))?;
     vfs.sync_dir(dir).map_err(io_error("sync directory", dir))

@@ -33,6 +33,7 @@ use super::{LogBatch, LogStorage, Recovered};
 use crate::error::StorageError;
 use crate::types::{Identity, Position};
 use crate::vfs::{Vfs, VfsLock};
+use crate::zoo::{self, Bug};
 
 /// What to do when acknowledged data is damaged.
 const REMEDY: &str = "Nothing was changed. Restore the file if there is a good copy of its latest \
@@ -195,7 +196,7 @@ impl Wal {
         run: impl FnOnce(&mut Self) -> Result<(), StorageError>,
     ) -> Result<(), StorageError> {
         let result = run(self);
-        if matches!(result, Err(StorageError::Io { .. })) {
+        if matches!(result, Err(StorageError::Io { .. })) && !zoo::has(Bug::GoOnAfterError) {
             self.phase = Phase::Poisoned;
         }
         result

@@ -9,6 +9,7 @@ use super::frame::{FRAME_HEADER, Kind, u32_at, u64_at};
 use crate::error::StorageError;
 use crate::log::{LogBatch, SnapshotRecord};
 use crate::types::{Entry, EntryKind, HardState, Index, Position, Term};
+use crate::zoo::{self, Bug};
 
 /// Everything the log remembers beside its entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -179,7 +180,8 @@ fn put_state(buf: &mut Vec<u8>, s: &State) {
     buf.push(
         flag(s.snapshot.is_some(), HAS_SNAPSHOT) | flag(s.membership.is_some(), HAS_MEMBERSHIP),
     );
-    put_hard_state(buf, s.hard_state);
+    let vote = if zoo::has(Bug::StateWithoutVote) { 0 } else { s.hard_state.vote };
+    put_hard_state(buf, HardState { vote, ..s.hard_state });
     put_position(buf, s.compacted);
     buf.extend(s.last.to_le_bytes());
     if let Some(snapshot) = s.snapshot {

@@ -24,6 +24,7 @@ use crate::error::StorageError;
 use crate::log::LogBatch;
 use crate::types::{Entry, Incarnation, Index, Position};
 use crate::vfs::{OpenMode, Vfs, read_full};
+use crate::zoo::{self, Bug};
 
 /// A segment that takes no more frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +111,9 @@ impl Replay {
         if !(self.state.compacted.index..=self.state.last).contains(&through.index) {
             return Err("it is compacted to a place that is not in the log");
         }
+        if zoo::has(Bug::ReplayUncompacted) {
+            return Ok(());
+        }
         let dropped =
             usize::try_from(through.index.saturating_sub(self.floor)).unwrap_or(usize::MAX);
         self.entries.drain(..dropped.min(self.entries.len()));
@@ -131,7 +135,9 @@ impl Replay {
                 return Err("its entries do not continue those before them");
             }
             let kept = above.saturating_sub(self.floor);
-            self.entries.truncate(usize::try_from(kept).unwrap_or(usize::MAX));
+            if !zoo::has(Bug::ReplayUntruncated) {
+                self.entries.truncate(usize::try_from(kept).unwrap_or(usize::MAX));
+            }
             self.floor = self.floor.min(above);
             self.truncate(above);
             self.state.last = above + batch.entries.len() as u64;
@@ -250,7 +256,7 @@ impl Recovery<'_> {
         write: u64,
     ) -> Result<Strays, StorageError> {
         let found = strays(bytes, from, self.salt, scan.header.generation, write);
-        match found.later {
+        match found.later.filter(|_| !zoo::has(Bug::LaterIgnored)) {
             Some(later) => Err(corrupt(
                 path,
                 scan.end as u64,
@@ -340,6 +346,7 @@ impl Recovery<'_> {
             above = scan.header.generation;
             damaged = scan.next_write();
             found.next_write = scan.frames.last().map_or(damaged, |last| last.frame.write);
+            found.next_write += u64::from(zoo::has(Bug::TakeOverAnew));
             let rest = self.require_no_later(&scan.path, &bytes, scan.end, &scan, damaged)?;
             if scan.is_torn(&bytes) || rest.generation != 0 {
                 found.drop_tail(&scan.path, scan.end as u64);

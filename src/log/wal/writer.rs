@@ -20,6 +20,7 @@ use crate::error::StorageError;
 use crate::log::LogBatch;
 use crate::types::{Incarnation, Index, Position};
 use crate::vfs::{OpenMode, Vfs, VfsFile};
+use crate::zoo::{self, Bug};
 
 /// Bytes of the encoding buffer that are kept between writes.
 const MAX_KEPT_BUFFER: usize = 8 << 20;
@@ -103,6 +104,9 @@ impl Writer {
         if !has_files {
             return Ok(writer);
         }
+        if let Some((path, end)) = found.cut.as_ref().filter(|_| zoo::has(Bug::CutFirst)) {
+            writer.cut(path, *end)?;
+        }
         if found.pending.iter().all(LogBatch::is_empty) {
             writer.write(&[], SEAL_FRAME)?;
         } else {
@@ -139,6 +143,9 @@ impl Writer {
 
     pub(super) fn append(&mut self, batches: &[LogBatch]) -> Result<(), StorageError> {
         let after = self.state.after(batches)?;
+        if zoo::has(Bug::SplitBatch) && batches.iter().any(can_split) {
+            return self.append(&batches.iter().flat_map(split).collect::<Vec<_>>());
+        }
         let frames: Vec<Frame<'_>> =
             batches.iter().filter(|b| !b.is_empty()).map(Frame::Batch).collect();
         if frames.is_empty() {
@@ -188,8 +195,15 @@ impl Writer {
         }
         let current = self.current.as_ref().map_or(self.next_generation, |c| c.generation);
         let oldest = self.closed.get(dead).map_or(current, |s| s.generation);
+        let early = if zoo::has(Bug::FreeFirst) { dead } else { 0 };
+        self.free(early)?;
         self.write(&[Frame::Compact(Compaction { through: compacted, oldest })], SEAL_FRAME)?;
-        for _ in 0..dead {
+        self.free(dead - early)
+    }
+
+    /// Gives the oldest segments back.
+    fn free(&mut self, count: usize) -> Result<(), StorageError> {
+        for _ in 0..count {
             if let Some(segment) = self.closed.pop_front() {
                 self.pool.give(segment.path, segment.length)?;
             }
@@ -199,7 +213,7 @@ impl Writer {
 
     /// Seals the log of a clean shutdown.
     pub(super) fn close(&mut self) -> Result<(), StorageError> {
-        if self.current.is_some() {
+        if self.current.is_some() && !zoo::has(Bug::CloseUnsealed) {
             self.write(&[Frame::Seal { clean: true }], 0)?;
         }
         self.pool.settle();
@@ -314,11 +328,24 @@ impl Writer {
     }
 }
 
+/// For the zoo: whether a batch has entries, and something beside them.
+fn can_split(batch: &LogBatch) -> bool {
+    !batch.entries.is_empty() && (batch.reset.is_some() || batch.hard_state.is_some())
+}
+
+/// For the zoo: a batch as two, which a crash tears apart.
+fn split(batch: &LogBatch) -> [LogBatch; 2] {
+    let rest = LogBatch { entries: Vec::new(), ..batch.clone() };
+    [rest, LogBatch { entries: batch.entries.clone(), ..LogBatch::default() }]
+}
+
 impl Current {
     fn write(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
         let path = &self.path;
         self.file.write_all_at(bytes, self.offset).map_err(io_error("write segment", path))?;
-        self.file.sync_data().map_err(io_error("sync segment", path))?;
+        if !zoo::has(Bug::SkipSync) {
+            self.file.sync_data().map_err(io_error("sync segment", path))?;
+        }
         self.offset += bytes.len() as u64;
         Ok(())
     }

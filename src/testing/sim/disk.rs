@@ -1,7 +1,7 @@
 //! The log thread of each machine: takes everything that is queued, writes it as one, tells.
 
 use super::disk_model::Write;
-use super::machine::LogJob;
+use super::machine::{Life, LogJob};
 use super::marks::Mark;
 use super::plan::Knob;
 use super::schedule::Time;
@@ -31,6 +31,7 @@ impl World {
             return;
         }
         r.writing = std::mem::take(&mut r.log_queue);
+        r.writing_since = now;
         self.schedule.after(delay, What::Written(id, epoch));
     }
 
@@ -64,6 +65,19 @@ impl World {
             }
             Err(error) => self.stopped(id, &error.to_string()),
         }
+    }
+
+    /// Whether a write has been under way for far longer than a node waits for it (R12).
+    pub(super) fn is_stalled(&self, id: NodeId) -> bool {
+        // A node that was paused has not counted the time.
+        let pauses = self.plan.get(Knob::Pause) > 0;
+        let Some(m) = self.machines.get(&id).filter(|_| !pauses) else { return false };
+        let Life::Running(r) = &m.life else { return false };
+        let writes = r.writing.iter().any(|job| match job {
+            LogJob::Append { batch, .. } => !batch.is_empty(),
+            LogJob::Compact(_) => false,
+        });
+        writes && r.writing_since + 5 * m.tick < self.now()
     }
 
     /// Power goes while the log writes: only some of the calls have taken effect.

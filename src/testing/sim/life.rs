@@ -202,6 +202,7 @@ impl World {
             log: storage.log,
             log_queue: Vec::new(),
             writing: Vec::new(),
+            writing_since: 0,
             store,
             jobs: std::collections::VecDeque::new(),
             store_busy: false,

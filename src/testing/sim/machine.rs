@@ -46,6 +46,8 @@ pub(super) struct Running {
     pub(super) log_queue: Vec<LogJob>,
     /// What the log thread is busy with.
     pub(super) writing: Vec<LogJob>,
+    /// Since when.
+    pub(super) writing_since: Time,
     pub(super) store: Box<dyn Store>,
     pub(super) jobs: VecDeque<Effect>,
     pub(super) store_busy: bool,

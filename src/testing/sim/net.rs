@@ -89,7 +89,7 @@ impl Net {
 impl World {
     /// A raft message leaves a node.
     pub(super) fn send(&mut self, id: NodeId, message: Message) {
-        self.oracle.leaves(id, &message);
+        self.oracle.leaves(id, &message, self.is_stalled(id));
         self.stats.messages += 1;
         let Some(to) = self.net.homes.get(&message.to()).copied() else { return };
         let Some(from) = self.at(id).raft_id else { return };

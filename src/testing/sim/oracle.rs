@@ -73,6 +73,7 @@ impl Oracle {
         if new.leads {
             self.leads(id, &new, node, marks);
         }
+        // Who does not lead any more waits for nobody.
         self.waits_for_snapshots(now, id, node);
         if new.candidate {
             let first = *self.candidates.entry(new.term).or_insert(new.raft_id);
@@ -215,12 +216,15 @@ impl Oracle {
         self.memberships.insert(m.index, m.clone());
     }
 
-    /// A message leaves a node: R2, H6. What it says is durable there.
-    pub(super) fn leaves(&self, id: NodeId, message: &Message) {
+    /// A message leaves a node: R2, H6. What it says is durable there. R12: a leader falls silent
+    /// behind a stalled disk, so that it loses its leadership.
+    pub(super) fn leaves(&self, id: NodeId, message: &Message, stalled: bool) {
         use MessageType as T;
         let Some(disk) = self.disks.get(&id).map(|d| &d.durable) else { return };
         let m = &message.inner;
         let (hs, kind) = (disk.hard_state, m.get_msg_type());
+        let leads = matches!(kind, T::MsgAppend | T::MsgHeartbeat | T::MsgSnapshot);
+        assert!(!(stalled && leads), "R12: node {id}: {kind:?} leaves behind a stalled disk");
         if !matches!(kind, T::MsgRequestPreVote | T::MsgRequestPreVoteResponse) {
             assert!(
                 m.term <= hs.term,
@@ -236,7 +240,8 @@ impl Oracle {
         if let Some(vote) = vote.filter(|_| m.term == hs.term) {
             assert_eq!(hs.vote, vote, "I9: node {id}: its vote of term {} is not durable", m.term);
         }
-        if kind == T::MsgAppendResponse && !m.reject {
+        // One of an older term may wait for the very write that replaces its entries.
+        if kind == T::MsgAppendResponse && !m.reject && m.term == hs.term {
             let last = disk.last_index();
             assert!(m.index <= last, "I9: node {id} acknowledges {}, durable {last}", m.index);
         }

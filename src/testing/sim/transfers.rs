@@ -51,7 +51,7 @@ impl Transfers {
 
 impl World {
     pub(super) fn send_snapshot(&mut self, id: NodeId, peer: RaftId, message: Message) {
-        self.oracle.leaves(id, &message);
+        self.oracle.leaves(id, &message, self.is_stalled(id));
         let epoch = self.at(id).epoch;
         let opened = self.open_transfer(id, peer, message);
         let Some(transfer) = opened else {
