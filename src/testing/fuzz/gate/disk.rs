@@ -108,6 +108,7 @@ impl Disk {
 
     fn append(&mut self, batch: &LogBatch, files: &Files) {
         assert!(!batch.is_empty(), "an empty batch is no write");
+        let before = self.last_index();
         if let Some(to) = batch.reset {
             assert!(to.index > self.compacted.index, "I8: reset to {to:?}, compacted before it");
             self.entries.clear();
@@ -125,7 +126,9 @@ impl Disk {
         }
         if let Some(now) = batch.hard_state {
             if now.term > self.hard_state.term {
-                self.reached = 0;
+                // What the new leader agreed with was durable before; a liar takes it away in the
+                // very write that brings its term.
+                self.reached = before;
             }
             self.hard_state(now);
         }
