@@ -110,6 +110,8 @@ pub(crate) struct Node {
     out: Vec<Effect>,
     stopping: bool,
     failed: bool,
+    /// How far the log is that of the present leader.
+    agreed: messages::Agreed,
     refused_messages: u64,
     dropped_tail: String,
     status_changed: bool,

@@ -142,6 +142,7 @@ impl Node {
             out: Vec::new(),
             stopping: false,
             failed: false,
+            agreed: super::messages::Agreed::default(),
             refused_messages: 0,
             dropped_tail: boot.dropped_tail.unwrap_or_default(),
             status_changed: true,

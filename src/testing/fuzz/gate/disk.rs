@@ -108,7 +108,6 @@ impl Disk {
 
     fn append(&mut self, batch: &LogBatch, files: &Files) {
         assert!(!batch.is_empty(), "an empty batch is no write");
-        let before = self.last_index();
         if let Some(to) = batch.reset {
             assert!(to.index > self.compacted.index, "I8: reset to {to:?}, compacted before it");
             self.entries.clear();
@@ -126,9 +125,7 @@ impl Disk {
         }
         if let Some(now) = batch.hard_state {
             if now.term > self.hard_state.term {
-                // What the new leader agreed with was durable before; a liar takes it away in the
-                // very write that brings its term.
-                self.reached = before;
+                self.reached = 0;
             }
             self.hard_state(now);
         }
