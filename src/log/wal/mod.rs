@@ -15,6 +15,7 @@ mod frame;
 mod identity;
 mod record;
 mod recovery;
+mod replay;
 mod scan;
 mod segment;
 #[cfg(test)]
