@@ -8,6 +8,7 @@
 //!   happen, and the caller is told so;
 //! - the last voter stays.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,8 +18,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::shared::{Phase, SMALL, Shared};
 use crate::error::{Error, Result};
 use crate::node::event::{Change, Event};
-use crate::pb;
-use crate::types::{Identity, Member, MemberRole, Membership};
+use crate::types::{Identity, Member, MemberRole, Membership, NodeId, RaftId};
 
 /// Leaves the cluster and ends the node.
 pub(crate) async fn leave(shared: &Arc<Shared>, timeout: Duration) -> Result<()> {
@@ -31,7 +31,7 @@ pub(crate) async fn leave(shared: &Arc<Shared>, timeout: Duration) -> Result<()>
         }
         return Err(e);
     }
-    let patience = deadline.max(Instant::now() + shared.config.election_timeout() * 2);
+    let patience = deadline.max(Instant::now() + shared.config.election_timeout() * 4);
     if timeout_at(patience, linger(shared)).await.is_err() {
         return Err(Error::unknown(
             "this node was removed, but a majority of the voters has not learned of it yet; it \
@@ -48,7 +48,10 @@ pub(crate) async fn leave(shared: &Arc<Shared>, timeout: Duration) -> Result<()>
 pub(crate) async fn depart(shared: Arc<Shared>) {
     if shared.begin_departing() {
         linger(&shared).await;
-        shared.end_removed();
+        // Whoever shut it down meanwhile gets no failure for it.
+        if shared.phase() < Phase::Stopping {
+            shared.end_removed();
+        }
     }
 }
 
@@ -129,8 +132,9 @@ async fn linger(shared: &Arc<Shared>) {
     let patience = Instant::now() + shared.config.election_timeout() * 2;
     let mut told = false;
     while shared.phase() < Phase::Stopping {
+        let knowing = knowing(shared).await;
         let late = Instant::now() >= patience;
-        if knowing(shared).await.is_enough(late) {
+        if knowing.is_enough(late) {
             return;
         }
         if late && !told {
@@ -158,29 +162,48 @@ impl Knowing {
     }
 }
 
+/// Asks the others, by the newest membership that any of them tells: the leader of a removed node
+/// sends it no news.
 async fn knowing(shared: &Arc<Shared>) -> Knowing {
     let view = shared.view();
     let (Some(caller), Some((cluster, me)), Some(membership)) =
-        (shared.caller(), view.cluster(), view.membership.as_ref())
+        (shared.caller(), view.cluster(), view.membership.clone())
     else {
         return Knowing::default();
     };
-    let others: Vec<&Member> = membership.members.iter().filter(|m| m.raft_id != me).collect();
-    let addrs: Vec<String> = others.iter().map(|m| m.addr.clone()).collect();
-    let answers = caller.infos(&addrs, shared.config.election_timeout()).await;
-    let knows = |info: pb::InfoAnswer| {
-        let theirs = Membership::from_pb(info.membership?).ok()?;
-        (theirs.cluster_id == cluster && theirs.was_removed(me)).then_some(())
-    };
-    let informed: Vec<String> =
-        answers.into_iter().filter_map(|(addr, info)| knows(info).map(|()| addr)).collect();
-    let votes = |m: &&&Member| membership.role(m.raft_id) == Some(MemberRole::Voter);
-    let informs = |m: &&&Member| informed.contains(&m.addr);
-    Knowing {
-        members: others.iter().filter(informs).count(),
-        of_members: others.len(),
-        voters: others.iter().filter(votes).filter(informs).count(),
-        of_voters: others.iter().filter(votes).count(),
+    let mut newest = membership;
+    let mut asked = BTreeSet::new();
+    let mut informed = BTreeSet::new();
+    loop {
+        let members = newest.members.iter().filter(|m| m.raft_id != me).map(|m| m.addr.clone());
+        let addrs: Vec<String> = members.filter(|addr| asked.insert(addr.clone())).collect();
+        if addrs.is_empty() {
+            return Knowing::of(&newest, me, &informed);
+        }
+        for (_, info) in caller.infos(&addrs, shared.config.election_timeout()).await {
+            let node = info.node_id;
+            let theirs = info.membership.and_then(|m| Membership::from_pb(m).ok());
+            let told = theirs.filter(|m| m.cluster_id == cluster && m.was_removed(me));
+            let Some(theirs) = told else { continue };
+            informed.insert(node);
+            if theirs.index > newest.index {
+                newest = theirs;
+            }
+        }
+    }
+}
+
+impl Knowing {
+    fn of(m: &Membership, me: RaftId, informed: &BTreeSet<NodeId>) -> Self {
+        let others: Vec<&Member> = m.members.iter().filter(|other| other.raft_id != me).collect();
+        let votes = |other: &&&Member| m.role(other.raft_id) == Some(MemberRole::Voter);
+        let knows = |other: &&&Member| informed.contains(&other.node_id);
+        Self {
+            members: others.iter().filter(knows).count(),
+            of_members: others.len(),
+            voters: others.iter().filter(votes).filter(knows).count(),
+            of_voters: others.iter().filter(votes).count(),
+        }
     }
 }
 
@@ -250,6 +273,21 @@ mod tests {
         assert!(knowing(2, 2, 3).is_enough(true));
         assert!(!knowing(2, 1, 3).is_enough(true), "two voters without it are no majority");
         assert!(!knowing(0, 0, 1).is_enough(true), "the last voter needs this one's vote");
+    }
+
+    #[test]
+    fn who_must_know_is_told_by_the_newest_membership() {
+        let shared = member_of_two();
+        let membership = shared.view().membership.clone().unwrap();
+        let none = BTreeSet::new();
+        assert!(!Knowing::of(&membership, 1, &none).is_enough(true), "node 2 may need its vote");
+        let told = BTreeSet::from([2]);
+        assert!(Knowing::of(&membership, 1, &told).is_enough(false));
+        // A member that left since is not waited for.
+        let mut newer = membership;
+        newer.members.retain(|m| m.node_id == 2);
+        newer.conf_state.voters = vec![2];
+        assert!(Knowing::of(&newer, 1, &told).is_enough(false));
     }
 
     #[tokio::test(start_paused = true)]

@@ -32,7 +32,7 @@ pub(crate) enum Effect {
     Compact { through: Position, keep_snapshot: Index },
     /// Another node leads: ask it.
     Forward { leader: Leader, work: Forward },
-    /// The membership changed: these are the members now.
+    /// The membership changed, and its record is durable: these are the members now.
     SetPeers(Membership),
     /// The status changed.
     Publish(Box<Status>),

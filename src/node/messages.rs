@@ -103,9 +103,8 @@ impl Node {
         let _ = self.raw.step(message.inner);
         self.agree(told);
         // The engine ignores a snapshot that tells it nothing new; one it took in before stays.
-        let taken = |m: &SnapshotMeta| {
-            self.raw.snap().is_some_and(|s| s.get_metadata().index == m.position.index)
-        };
+        // Position and members: another one at the same place is another one.
+        let taken = |m: &SnapshotMeta| self.raw.snap().is_some_and(|s| *s == cache::header(m));
         if let Some(meta) = snapshot.filter(|m| taken(m)) {
             self.incoming = Some(*meta);
         }

@@ -263,7 +263,8 @@ impl Node {
         };
         slog::info!(self.logger, "membership changed"; "index" => at.index,
             "voters" => ?nodes(&m.conf_state.voters), "learners" => ?nodes(&m.conf_state.learners));
-        self.out.push(Effect::SetPeers(m));
+        // Others are told of it once it is durable here: a removed node may end when they are.
+        self.fifo(Effect::SetPeers(m));
         self.status_changed = true;
     }
 
@@ -292,7 +293,7 @@ impl Node {
         self.proposals.covered(index);
         self.changes.covered(index);
         self.membership = Some(meta.membership.clone());
-        self.out.push(Effect::SetPeers(meta.membership.clone()));
+        self.fifo(Effect::SetPeers(meta.membership.clone()));
         self.status_changed = true;
     }
 
