@@ -117,6 +117,14 @@ impl DiskModel {
         self.durable.holds(index, term) && !self.under_way.iter().any(replaces)
     }
 
+    /// The batches among the first `count` writes under way.
+    pub(super) fn batches(&self, count: usize) -> impl Iterator<Item = &LogBatch> {
+        self.under_way.iter().take(count).filter_map(|write| match write {
+            Write::Batch(batch) => Some(batch),
+            Write::Compact(_) => None,
+        })
+    }
+
     /// The log has said that the first `count` are durable; true when entries were replaced.
     pub(super) fn done(&mut self, count: usize) -> bool {
         let mut truncated = false;

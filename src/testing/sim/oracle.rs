@@ -37,7 +37,7 @@ pub(super) struct Oracle {
     /// The commands of each committed entry that a Store was given.
     pub(super) log: BTreeMap<Index, Vec<Bytes>>,
     answers: BTreeMap<Index, u64>,
-    /// Every entry that any log was told to write.
+    /// Every entry that came to any disk.
     written: BTreeMap<(Index, Term), u64>,
     pub(super) memberships: BTreeMap<Index, Membership>,
     names: BTreeMap<RaftId, (NodeId, Incarnation)>,
@@ -248,9 +248,6 @@ impl Oracle {
     }
 
     pub(super) fn write_begins(&mut self, id: NodeId, job: &LogJob, marks: &mut Marks) {
-        if let LogJob::Append { batch, .. } = job {
-            self.match_entries(id, batch);
-        }
         if let LogJob::Append { batch, .. } = job
             && let (Some(to), Some(disk)) = (batch.reset, self.disks.get(&id))
         {
@@ -260,18 +257,21 @@ impl Oracle {
         self.disks.entry(id).or_default().begin(job.into());
     }
 
-    /// I3: an index and a term name one entry, wherever it is written.
-    fn match_entries(&mut self, id: NodeId, batch: &LogBatch) {
-        for e in &batch.entries {
-            let digest = disk_model::digest(e);
-            let known = *self.written.entry((e.index, e.term)).or_insert(digest);
+    /// I3: an index and a term name one entry on every disk. What never came to a disk, and was
+    /// never sent (H6), is forgotten with its process.
+    fn match_entries(&mut self, id: NodeId, count: usize) {
+        let Some(disk) = self.disks.get(&id) else { return };
+        for e in disk.batches(count).flat_map(|batch| &batch.entries) {
             let place = (e.index, e.term);
-            assert_eq!(known, digest, "I3: node {id} writes another entry at {place:?}");
+            let digest = disk_model::digest(e);
+            let known = *self.written.entry(place).or_insert(digest);
+            assert_eq!(known, digest, "I3: node {id} holds another entry at {place:?}");
         }
     }
 
     /// The log has said that the oldest writes are durable; true when it replaced entries.
     pub(super) fn write_is_done(&mut self, id: NodeId, count: usize) -> bool {
+        self.match_entries(id, count);
         self.disks.entry(id).or_default().done(count)
     }
 

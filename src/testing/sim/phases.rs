@@ -151,11 +151,13 @@ impl World {
         };
         let last = leader.probe().last;
         let Some(members) = leader.members() else { return false };
+        let commands = self.oracle.log.last_key_value().map_or(0, |(index, _)| *index);
         let member = |m: &&Machine| m.raft_id.is_some_and(|r| members.by_raft(r).is_some());
         self.machines.values().filter(member).all(|m| match &m.life {
             Life::Running(r) => {
                 let p = r.node.probe();
-                p.commit == last && p.emitted == last && r.jobs.is_empty() && !p.installing
+                let emitted = p.commit == last && p.emitted == last && !p.installing;
+                emitted && r.jobs.is_empty() && r.applied >= commands
             }
             Life::Down | Life::Joining | Life::Out => true,
         })
