@@ -12,7 +12,6 @@ use super::schedule::Time;
 use super::subject::{DIGEST, mix};
 use crate::driver::batch::{Answers, Batch};
 use crate::error::Error;
-use crate::log::LogBatch;
 use crate::node::Node;
 use crate::node::probe::Probe;
 use crate::types::{
