@@ -344,7 +344,9 @@ impl World {
         let now = self.now();
         let fine = |m: &Machine| {
             let held = m.paused_until.max(m.stalled_until) > now;
-            let knows = m.node().is_some_and(|n| n.probe().commit >= last);
+            // What was acknowledged and is not committed yet could be committed by it later.
+            let settled = |p: crate::node::probe::Probe| p.commit >= last && p.last == last;
+            let knows = m.node().is_some_and(|n| settled(n.probe()));
             let holds = self.oracle.durable(m.id).last_index() >= last;
             m.id == id || !takes_part(m) || (!held && knows && holds)
         };
