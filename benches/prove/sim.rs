@@ -19,13 +19,14 @@ pub(crate) struct Args {
     #[arg(long)]
     for_seconds: Option<u64>,
     /// Threads.
-    #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]
-    jobs: usize,
+    #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
+        value_parser = clap::value_parser!(u64).range(1..))]
+    jobs: u64,
     /// Runs this plan (`seed=1 nodes=3 ..`) or seed alone, and prints everything that happens.
     #[arg(long)]
     replay: Option<String>,
-    /// Looks for a smaller plan that fails as well.
-    #[arg(long)]
+    /// Looks for a smaller plan than the one of `--replay` that fails as well.
+    #[arg(long, requires = "replay")]
     minimise: bool,
     /// Fails when one of the situations was never met.
     #[arg(long)]
@@ -117,7 +118,7 @@ fn many(args: &Args) -> ExitCode {
     for mark in sim::Mark::ALL {
         println!("{:>9}  {}", summary.marks.count(*mark), mark.text());
     }
-    println!("{}", summary.line(begin.elapsed(), args.jobs));
+    println!("{}", summary.line(begin.elapsed(), args.jobs as usize));
     if let Some(failure) = failures.first() {
         return fail(failure);
     }

@@ -36,7 +36,7 @@
 //! fn my_store_keeps_its_promises() {
 //!     let command = |rng: &mut Rng| vec![7; 1 + rng.below(9) as usize];
 //!     let query = |_: &mut Rng| Vec::new();
-//!     store_suite::check(|| Sum(0), command, query, 0..10);
+//!     store_suite::check(|| Sum(0), command, query, sim::seeds(50));
 //!     let subject = move || sim::Subject::new(|| Sum(0), command, query);
 //!     sim::check(sim::seeds(5), subject).unwrap_or_else(|failure| panic!("{failure}"));
 //! }

@@ -106,9 +106,15 @@ pub fn run_with(plan: &Plan, subject: Subject) -> Result<Report, Box<Failure>> {
 
 /// The seeds of a test run: this many, or the one that the environment variable `RAFTLINE_SEED`
 /// names, to replay it alone.
+///
+/// # Panics
+/// When the variable is no number: running other seeds would look as if the failure were gone.
 pub fn seeds(count: u64) -> Range<u64> {
-    let one = std::env::var("RAFTLINE_SEED").ok().and_then(|text| text.parse::<u64>().ok());
-    one.map_or(0..count, |seed| seed..seed.saturating_add(1))
+    let Ok(text) = std::env::var("RAFTLINE_SEED") else { return 0..count };
+    match text.parse::<u64>() {
+        Ok(seed) => seed..seed.saturating_add(1),
+        Err(_) => panic!("RAFTLINE_SEED={text} is not a number; a whole plan goes to run_with"),
+    }
 }
 
 /// Runs the plans of these seeds with a Store and workload of one's own; what they came to.

@@ -181,6 +181,8 @@ impl World {
 
 /// The outcome of a Store's call; most are ready at once.
 pub(super) fn wait<F: Future>(runtime: &tokio::runtime::Runtime, call: F) -> F::Output {
+    // A Store may use timers: their clock is paused, and runs when nothing else is to do.
+    let _in = runtime.enter();
     let mut call = Box::pin(call);
     match call.as_mut().now_or_never() {
         Some(output) => output,

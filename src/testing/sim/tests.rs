@@ -81,11 +81,16 @@ enum Flaw {
     Snapshot,
     /// A restore adds to what was there.
     Restore,
+    /// None: it sleeps before it answers.
+    Sleeps,
 }
 
 #[async_trait]
 impl Store for Sum {
     async fn apply(&mut self, m: &[u8]) -> StoreResult<Vec<u8>> {
+        if self.flaw == Flaw::Sleeps {
+            tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+        }
         self.sum += m.len() as u64;
         self.applied += 1;
         let more = u64::from(self.flaw == Flaw::Answers && self.applied == 40);
@@ -115,8 +120,10 @@ fn flawed(flaw: Flaw) -> Subject {
 
 #[test]
 fn stores_of_others_are_judged() {
-    let summary = check(0..10, || flawed(Flaw::None)).unwrap_or_else(|f| panic!("{f}"));
-    assert!(summary.stats.succeeded > 0);
+    for fine in [Flaw::None, Flaw::Sleeps] {
+        let summary = check(0..6, || flawed(fine)).unwrap_or_else(|f| panic!("{f}"));
+        assert!(summary.stats.succeeded > 0);
+    }
     for flaw in [Flaw::Answers, Flaw::Snapshot, Flaw::Restore] {
         let failure = check(0..60, || flawed(flaw)).expect_err("a flaw is found");
         let named = ["I5:", "I12:"].iter().any(|i| failure.reason.contains(i));
