@@ -41,9 +41,9 @@ enum Check {
     /// Losses of power: every prefix of what workloads write, what may be left of it, recovered.
     CrashStates(crash_states::Args),
     /// Every single flipped bit of logs, identities and snapshots.
-    Flips(flips::Args),
+    Flips(outcome::Exhaustive),
     /// Every single call of the file layer failing.
-    IoFaults(io_faults::Args),
+    IoFaults(outcome::Exhaustive),
     /// Every deliberate defect: caught by the check that must catch it.
     Zoo(zoo::Args),
 }

@@ -3,11 +3,32 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use raftline::testing::crash_states::Report;
+use raftline::testing::crash_states::{Options, Report};
 
 /// Threads, unless told otherwise.
 pub(crate) fn default_jobs() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// How much of a check is run whose cases are known beforehand.
+#[derive(clap::Args)]
+pub(crate) struct Exhaustive {
+    /// One in so many is tried; 1: all.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) stride: usize,
+    /// Threads; default: one per core.
+    #[arg(long, default_value_t = default_jobs())]
+    jobs: usize,
+    /// Runs this case alone.
+    #[arg(long)]
+    only: Option<u64>,
+}
+
+impl Exhaustive {
+    pub(crate) fn options(&self) -> Options {
+        let Self { stride, jobs, only } = *self;
+        Options { stride, jobs, only, ..Options::default() }
+    }
 }
 
 /// Runs a check, prints its closing line, and after a failure how to run that case again:

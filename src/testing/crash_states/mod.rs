@@ -21,7 +21,7 @@ mod io_faults;
 mod life;
 mod recorder;
 mod report;
-mod script;
+pub(crate) mod script;
 #[cfg(test)]
 mod tests;
 

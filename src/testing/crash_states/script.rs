@@ -39,7 +39,7 @@ pub(super) enum Step {
     FailSync,
 }
 
-pub(super) fn identity(boot: u64) -> Identity {
+pub(crate) fn identity(boot: u64) -> Identity {
     Identity {
         node_id: 1,
         incarnation: Incarnation::from_u128(0xfeed_beef),
@@ -48,18 +48,18 @@ pub(super) fn identity(boot: u64) -> Identity {
     }
 }
 
-fn at(index: Index, term: Term) -> Position {
+pub(crate) fn at(index: Index, term: Term) -> Position {
     Position { index, term }
 }
 
-fn entries(from: Index, to: Index, term: Term, size: usize) -> LogBatch {
+pub(crate) fn entries(from: Index, to: Index, term: Term, size: usize) -> LogBatch {
     let data = |i: Index| Bytes::from(vec![(i as u8) ^ (term as u8); size]);
     let entries =
         (from..=to).map(|index| Entry { term, index, data: data(index), ..Entry::default() });
     LogBatch { entries: entries.collect(), ..LogBatch::default() }
 }
 
-fn vote(term: Term, vote: RaftId) -> LogBatch {
+pub(crate) fn vote(term: Term, vote: RaftId) -> LogBatch {
     let hard_state = Some(HardState { term, vote, commit: 0 });
     LogBatch { hard_state, ..LogBatch::default() }
 }

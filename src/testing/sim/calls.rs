@@ -54,7 +54,6 @@ struct Call {
     home: NodeId,
     home_epoch: u64,
     at: NodeId,
-    at_epoch: u64,
     work: Work,
     remote: Remote,
     outcome: Option<Outcome>,
@@ -83,16 +82,8 @@ impl World {
         self.calls.count += 1;
         let number = self.calls.count;
         let home_epoch = self.at(id).epoch;
-        let at_epoch = self.machines.get(&leader).map_or(0, |m| m.epoch);
-        let call = Call {
-            home: id,
-            home_epoch,
-            at: leader,
-            at_epoch,
-            work,
-            remote: Remote::NotYet,
-            outcome: None,
-        };
+        let call =
+            Call { home: id, home_epoch, at: leader, work, remote: Remote::NotYet, outcome: None };
         self.calls.open.insert(number, call);
         match self.send_call(id, leader, Envelope::Request(number)) {
             Ok(()) => {
@@ -242,13 +233,11 @@ impl World {
     /// A process has ended: its calls, and the connections of those who asked it.
     pub(super) fn calls_break(&mut self, id: NodeId) {
         self.calls.open.retain(|_, c| c.home != id);
-        let asked = |(n, c): (&u64, &Call)| (c.at == id).then_some((*n, c.at_epoch));
-        let broken: Vec<_> = self.calls.open.iter().filter_map(asked).collect();
-        for (number, _) in broken {
-            let told = |c: &Call| !matches!(c.remote, Remote::NotYet) && c.outcome.is_none();
-            if self.calls.open.get(&number).is_some_and(told) {
-                self.call_is_lost(number, "the connection broke");
-            }
+        let told = |c: &Call| !matches!(c.remote, Remote::NotYet) && c.outcome.is_none();
+        let asked = self.calls.open.iter().filter(|(_, c)| c.at == id && told(c));
+        let broken: Vec<u64> = asked.map(|(number, _)| *number).collect();
+        for number in broken {
+            self.call_is_lost(number, "the connection broke");
         }
     }
 }

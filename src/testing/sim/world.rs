@@ -316,6 +316,8 @@ impl World {
     }
 
     fn set_peers(&mut self, id: NodeId, epoch: u64, membership: &Membership) {
+        let (told, recorded) = (membership.index, self.oracle.membership_record(id));
+        assert!(recorded >= told, "node {id} tells of membership {told}, durable is {recorded}");
         self.oracle.membership(membership, &mut self.marks);
         self.churn.learn(membership);
         let removed = self.alive(id, epoch).is_some_and(|r| membership.was_removed(r.raft_id));

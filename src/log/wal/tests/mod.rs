@@ -16,11 +16,10 @@ use bytes::Bytes;
 use super::{Wal, WalOptions};
 use crate::error::StorageError;
 use crate::log::{LogBatch, LogStorage, Recovered, SnapshotRecord};
+use crate::testing::crash_states::script::{at, entries, identity, vote};
 use crate::testing::log_suite::{apply, apply_compaction};
 use crate::testing::vfs::FaultyVfs;
-use crate::types::{
-    ClusterId, Entry, HardState, Identity, Incarnation, Index, Position, RaftId, Term,
-};
+use crate::types::{HardState, Identity, Incarnation, Position};
 use crate::vfs::Vfs;
 
 const DIR: &str = "/data/log";
@@ -50,31 +49,6 @@ fn load(vfs: &FaultyVfs) -> Result<(Wal, Recovered, Option<String>), StorageErro
     let mut recovered = wal.load()?;
     let tail = recovered.dropped_tail.take();
     Ok((wal, recovered, tail))
-}
-
-fn identity(boot: u64) -> Identity {
-    Identity {
-        node_id: 1,
-        incarnation: Incarnation::from_u128(0xfeed_beef),
-        cluster: Some((ClusterId::from_u128(9), 4)),
-        boot,
-    }
-}
-
-fn at(index: Index, term: Term) -> Position {
-    Position { index, term }
-}
-
-fn entries(from: Index, to: Index, term: Term, size: usize) -> LogBatch {
-    let data = |i: Index| Bytes::from(vec![(i as u8) ^ (term as u8); size]);
-    let entries =
-        (from..=to).map(|index| Entry { term, index, data: data(index), ..Entry::default() });
-    LogBatch { entries: entries.collect(), ..LogBatch::default() }
-}
-
-fn vote(term: Term, vote: RaftId) -> LogBatch {
-    let hard_state = Some(HardState { term, vote, commit: 0 });
-    LogBatch { hard_state, ..LogBatch::default() }
 }
 
 fn snapshot(position: Position, installing: bool) -> LogBatch {
