@@ -5,7 +5,8 @@
 //! never ends the node from here: the transfer fails, and raft asks again.
 //!
 //! Invariants:
-//! - exactly one `SnapshotSent` for every [`Snapshotter::send`], however the transfer ends (H7);
+//! - exactly one `SnapshotSent` for every [`Snapshotter::send`], however the transfer ends (H7); it
+//!   says so when it was the own file that could not be read;
 //! - a transfer without progress ends after [`STALL`], in either direction;
 //! - a file that is being sent, or waits to be, is not removed;
 //! - a received snapshot has its name, is verified and durable, before the node hears of it (R11).
@@ -13,7 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use super::inbox::Inbox;
 use crate::error::StorageError;
-use crate::node::event::Event;
+use crate::node::event::{Event, Transferred};
 use crate::snapshot::SnapshotReader;
 use crate::snapshot::dir::{SnapshotDir, SnapshotWriter};
 use crate::transport::{Refusal, SnapshotStream, Transport};
@@ -165,7 +166,7 @@ impl Snapshotter {
 struct Sending {
     to: RaftId,
     index: Option<Index>,
-    ok: bool,
+    how: Transferred,
     inbox: Arc<Inbox>,
     in_use: Arc<Mutex<InUse>>,
 }
@@ -175,7 +176,7 @@ impl Sending {
         if let Some(index) = index {
             *lock(&in_use).sending.entry(index).or_default() += 1;
         }
-        Self { to, index, ok: false, inbox, in_use }
+        Self { to, index, how: Transferred::Broken, inbox, in_use }
     }
 }
 
@@ -190,7 +191,7 @@ impl Drop for Sending {
                 }
             }
         }
-        self.inbox.complete(Event::SnapshotSent { to: self.to, ok: self.ok });
+        self.inbox.complete(Event::SnapshotSent { to: self.to, how: self.how });
     }
 }
 
@@ -207,39 +208,63 @@ impl Transfer {
         let to = sending.to;
         // NB: a permit that cannot be had means that the semaphore was closed, which nobody does.
         let Ok(_slot) = self.slots.acquire().await else { return };
-        match self.transfer(&meta, message).await {
+        let reading = Arc::new(Reading::default());
+        match self.transfer(&meta, message, &reading).await {
             Ok(bytes) => {
                 info!(self.logger, "snapshot sent"; "to" => to, "index" => meta.position.index,
                     "term" => meta.position.term, "bytes" => bytes);
-                sending.ok = true;
+                sending.how = Transferred::Arrived;
             }
             Err(reason) => {
                 warn!(self.logger, "snapshot not sent; raft will ask again"; "to" => to,
                     "index" => meta.position.index, "error" => reason);
+                if reading.failed.load(Ordering::Relaxed) {
+                    sending.how = Transferred::Unreadable(meta.position);
+                }
             }
         }
     }
 
-    async fn transfer(&self, meta: &SnapshotMeta, mut message: Message) -> Result<u64, String> {
+    async fn transfer(
+        &self,
+        meta: &SnapshotMeta,
+        mut message: Message,
+        reading: &Arc<Reading>,
+    ) -> Result<u64, String> {
         let snapshots = self.snapshots.clone();
         let position = meta.position;
-        let reader = blocking(move || snapshots.open_snapshot(position))
-            .await
-            .and_then(|opened| opened.map_err(|e| e.to_string()))?;
+        let opened = blocking(move || snapshots.open_snapshot(position)).await?;
+        let reader = opened.map_err(|e| reading.fail(&e))?;
         // What is in the file is what is sent: one of the same position may have replaced that
         // which the message was made for, and its Store may have written other bytes.
         let meta = reader.meta().clone();
         let size = meta.size;
         message.snapshot = Some(Box::new(meta));
-        let progress = Arc::new(AtomicU64::new(0));
-        let body = body_of(reader, progress.clone());
+        let body = body_of(reader, reading.clone());
         tokio::select! {
             biased;
             sent = self.transport.send_snapshot(message, body) => {
                 sent.map(|()| size).map_err(|e| e.to_string())
             }
-            () = stalled(&progress) => Err(format!("no progress within {STALL:?}")),
+            () = stalled(&reading.progress) => Err(format!("no progress within {STALL:?}")),
         }
+    }
+}
+
+/// How far a file was read.
+#[derive(Debug, Default)]
+struct Reading {
+    /// Chunks that were asked for.
+    progress: AtomicU64,
+    /// The file itself could not be opened or read, or is damaged. A disk that fails only now and
+    /// then counts, too: a new snapshot too many does no harm, a peer that waits for ever does.
+    failed: AtomicBool,
+}
+
+impl Reading {
+    fn fail(&self, error: &StorageError) -> String {
+        self.failed.store(true, Ordering::Relaxed);
+        error.to_string()
     }
 }
 
@@ -258,22 +283,22 @@ async fn stalled(progress: &AtomicU64) {
 
 /// The body of a file as a stream, read on demand. It ends with an error when the file turns out
 /// to be damaged.
-fn body_of(reader: SnapshotReader, progress: Arc<AtomicU64>) -> SnapshotStream {
-    let next = |(reader, progress): (Option<SnapshotReader>, Arc<AtomicU64>)| async move {
+fn body_of(reader: SnapshotReader, reading: Arc<Reading>) -> SnapshotStream {
+    let next = |(reader, reading): (Option<SnapshotReader>, Arc<Reading>)| async move {
         let mut reader = reader?;
-        progress.fetch_add(1, Ordering::Relaxed);
+        reading.progress.fetch_add(1, Ordering::Relaxed);
         let read = blocking(move || {
             let chunk = reader.next_chunk(CHUNK);
             (reader, chunk)
         });
         match read.await {
-            Ok((reader, Ok(Some(chunk)))) => Some((Ok(chunk), (Some(reader), progress))),
+            Ok((reader, Ok(Some(chunk)))) => Some((Ok(chunk), (Some(reader), reading))),
             Ok((_, Ok(None))) => None,
-            Ok((_, Err(e))) => Some((Err(io::Error::other(e)), (None, progress))),
-            Err(e) => Some((Err(io::Error::other(e)), (None, progress))),
+            Ok((_, Err(e))) => Some((Err(io::Error::other(reading.fail(&e))), (None, reading))),
+            Err(e) => Some((Err(io::Error::other(e)), (None, reading))),
         }
     };
-    stream::unfold((Some(reader), progress), next).boxed()
+    stream::unfold((Some(reader), reading), next).boxed()
 }
 
 /// A peer's place among those that send to us, given up on drop.

@@ -29,6 +29,8 @@ pub(crate) struct LogCache {
     base: u64,
     initial: RaftState,
     snapshot: Option<SnapshotMeta>,
+    /// Its file cannot be read: it serves nobody.
+    snapshot_lost: bool,
     wanted: Cell<bool>,
 }
 
@@ -50,6 +52,7 @@ impl LogCache {
             base: 0,
             initial: RaftState::new(hs, conf_state.into()),
             snapshot,
+            snapshot_lost: false,
             wanted: Cell::new(false),
         };
         cache.append(entries.into_iter().map(Into::into).collect());
@@ -128,9 +131,20 @@ impl LogCache {
         self.snapshot.as_ref()
     }
 
-    /// Replaces it.
+    /// Replaces it, by one whose file is whole.
     pub(crate) fn set_snapshot(&mut self, meta: SnapshotMeta) {
         self.snapshot = Some(meta);
+        self.snapshot_lost = false;
+    }
+
+    /// Its file cannot be read any more: it is not given out until another takes its place.
+    pub(crate) fn lose_snapshot(&mut self) {
+        self.snapshot_lost = true;
+    }
+
+    /// Whether its file cannot be read.
+    pub(crate) fn snapshot_is_lost(&self) -> bool {
+        self.snapshot_lost
     }
 
     /// Whether raft asked for a snapshot that does not exist yet; asking clears it.
@@ -195,15 +209,15 @@ impl Storage for LogCache {
         Ok(self.last())
     }
 
-    /// A snapshot serves only if its members include the receiver (H13) and the log goes on
-    /// above it; otherwise a new one is asked for.
+    /// A snapshot serves only if its file can be read, its members include the receiver (H13) and
+    /// the log goes on above it; otherwise a new one is asked for.
     fn snapshot(&self, request_index: u64, to: RaftId) -> raft_rs::Result<eraftpb::Snapshot> {
         let fits = |m: &&SnapshotMeta| {
             (m.membership.conf_state.contains(to) || zoo::has(Bug::SnapshotWithoutReceiver))
                 && m.position.index >= request_index
                 && m.position.index >= self.compacted.index
         };
-        match self.snapshot.as_ref().filter(fits) {
+        match self.snapshot.as_ref().filter(|_| !self.snapshot_lost).filter(fits) {
             Some(meta) => Ok(header(meta)),
             None => {
                 self.wanted.set(true);
@@ -303,7 +317,11 @@ mod tests {
         assert!(c.snapshot(0, 3).is_err() && c.take_wanted(), "3 is no member of it");
         assert!(c.snapshot(8, 2).is_err() && c.take_wanted(), "older than requested");
         meta.membership.conf_state.learners = vec![3];
-        c.set_snapshot(meta);
+        c.set_snapshot(meta.clone());
         assert!(c.snapshot(0, 3).is_ok());
+        c.lose_snapshot();
+        assert!(c.snapshot(0, 3).is_err() && c.take_wanted(), "its file cannot be read");
+        c.set_snapshot(meta);
+        assert!(c.snapshot(0, 3).is_ok(), "it was taken anew");
     }
 }

@@ -4,7 +4,9 @@ use bytes::Bytes;
 
 use crate::reply::Reply;
 use crate::status::Status;
-use crate::types::{Incarnation, Index, Membership, Message, NodeId, RaftId, SnapshotMeta};
+use crate::types::{
+    Incarnation, Index, Membership, Message, NodeId, Position, RaftId, SnapshotMeta,
+};
 
 /// What the world tells a [`super::Node`].
 #[derive(Debug)]
@@ -34,11 +36,23 @@ pub(crate) enum Event {
     /// A snapshot of the own Store could not be taken; it is tried again later.
     SnapshotFailed,
     /// A transfer of a snapshot ended.
-    SnapshotSent { to: RaftId, ok: bool },
+    SnapshotSent { to: RaftId, how: Transferred },
     /// What the node knows, right now.
     Status { reply: Reply<Status> },
     /// The node is going to stop: no new requests.
     Stop,
+}
+
+/// How the transfer of a snapshot to a peer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transferred {
+    /// The peer has it.
+    Arrived,
+    /// It broke off; another try may end otherwise.
+    Broken,
+    /// The own file of the snapshot at this position is damaged, gone or cannot be read: no try
+    /// ends otherwise before there is another file.
+    Unreadable(Position),
 }
 
 /// A command and its proposer.

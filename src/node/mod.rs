@@ -151,7 +151,7 @@ impl Node {
             Event::Installed { index } => self.on_installed(index),
             Event::SnapshotBuilt { meta } => self.snapshot_built(meta),
             Event::SnapshotFailed => self.snapshot_failed(),
-            Event::SnapshotSent { to, ok } => self.snapshot_sent(to, ok),
+            Event::SnapshotSent { to, how } => self.snapshot_sent(to, how),
             Event::Status { reply } => reply.send(Ok(self.status())),
             Event::Stop => self.on_stop(),
             // A stopping node drops what follows, which answers it.

@@ -4,7 +4,10 @@
 //! - the log is compacted only below a snapshot whose file and record are durable (R10), and a
 //!   trailing window stays for followers that lag a little;
 //! - every MsgSnapshot is reported exactly once (H7); a peer in Snapshot state has an active
-//!   transfer, or is reported as failed on the next tick (I16).
+//!   transfer, or is reported as failed on the next tick (I16);
+//! - a snapshot whose file turns out to be unreadable is not sent again, and another is taken, at
+//!   the same index if need be. Until that one is durable and recorded, the old file, its record
+//!   and the log above it stay as they are.
 
 use std::collections::BTreeMap;
 
@@ -12,11 +15,12 @@ use raft_rs::{ProgressState, SnapshotStatus};
 
 use super::Node;
 use super::effect::Effect;
+use super::event::Transferred;
 use crate::log::{LogBatch, SnapshotRecord};
 use crate::types::{Index, Message, Position, RaftId, SnapshotMeta};
 use crate::zoo::{self, Bug};
 
-/// Ticks before a snapshot that failed is tried again, in election timeouts.
+/// Ticks before a snapshot that failed, or was lost, is taken again, in election timeouts.
 const RETRY_TIMEOUTS: u64 = 5;
 
 /// See the module.
@@ -26,6 +30,9 @@ pub(super) struct Snapshots {
     capturing: bool,
     /// No capture before this tick.
     not_before: u64,
+    /// No capture in place of one that was lost before this tick: a disk that loses one after the
+    /// other must not keep the Store busy.
+    mend_after: u64,
     /// Position of the newest durable snapshot of the own Store, as decided last.
     newest: Index,
     /// Its size: a large state waits until the log has grown by as much.
@@ -60,12 +67,17 @@ impl Node {
         let low = u64::from(zoo::has(Bug::SnapshotIndexLow));
         let index = self.emitted.saturating_sub(low) + u64::from(zoo::has(Bug::SnapshotIndexHigh));
         let Some(term) = self.cache().term_at(index) else { return };
-        let wanted = self.cache().take_wanted() && self.is_leader();
+        let lost = self.cache().snapshot_is_lost();
+        let mend = lost && self.tick >= self.snapshots.mend_after && self.emitted >= newest;
+        let wanted = self.cache().take_wanted() && self.is_leader() && !lost;
         // The founding is index 1: there is nothing of the Store in it, and it is never sent.
-        if self.installing.is_some() || self.emitted < 2 || !(due && grown > 0 || wanted) {
+        if self.installing.is_some() || self.emitted < 2 || !(due && grown > 0 || wanted || mend) {
             return;
         }
         self.snapshots.capturing = true;
+        if lost {
+            self.snapshots.mend_after = self.tick + RETRY_TIMEOUTS * self.limits.election_tick;
+        }
         let position = Position { index, term };
         self.fifo(Effect::Capture { position, membership });
     }
@@ -87,10 +99,11 @@ impl Node {
         self.persist_own(batch, Some(meta));
     }
 
-    /// Whether a newer snapshot is known, or the log begins above this one.
+    /// Whether a snapshot as new is known and can be read, or the log begins above this one.
     fn is_superseded(&self, meta: &SnapshotMeta) -> bool {
         let index = meta.position.index;
-        index <= self.snapshots.newest || index <= self.cache().compacted().index
+        let known = self.snapshots.newest.max(self.cache().compacted().index);
+        index < known || (index == known && !self.cache().snapshot_is_lost())
     }
 
     pub(super) fn snapshot_failed(&mut self) {
@@ -160,14 +173,33 @@ impl Node {
         self.out.push(Effect::SendSnapshot { to, message });
     }
 
-    pub(super) fn snapshot_sent(&mut self, to: RaftId, ok: bool) {
+    pub(super) fn snapshot_sent(&mut self, to: RaftId, how: Transferred) {
         if zoo::has(Bug::TransferUnreported) {
             return;
         }
+        let status = match how {
+            Transferred::Arrived => SnapshotStatus::Finish,
+            Transferred::Broken => SnapshotStatus::Failure,
+            Transferred::Unreadable(position) => {
+                self.snapshot_unreadable(position);
+                SnapshotStatus::Failure
+            }
+        };
         if self.snapshots.transfers.remove(&to).is_some() {
-            let status = if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
             self.raw.report_snapshot(to, status);
         }
+    }
+
+    /// The file of a snapshot cannot be read. If it is the newest one, whoever needs a snapshot
+    /// waits for another: in a cluster without new writes none would ever be due.
+    fn snapshot_unreadable(&mut self, position: Position) {
+        let newest = self.cache().snapshot_meta().is_some_and(|m| m.position == position);
+        if !newest || self.cache().snapshot_is_lost() || zoo::has(Bug::LostSnapshotKept) {
+            return;
+        }
+        slog::error!(self.logger, "the newest snapshot cannot be read; another is taken";
+            "index" => position.index, "term" => position.term);
+        self.raw.mut_store().lose_snapshot();
     }
 
     /// The watchdog of H7: whoever is in Snapshot state without a transfer is probed again.

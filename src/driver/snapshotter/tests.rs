@@ -97,7 +97,7 @@ struct Rig {
     snapshots: SnapshotDir,
     inbox: Arc<Inbox>,
     disk: FakeDisk,
-    sent: VecDeque<(RaftId, bool)>,
+    sent: VecDeque<(RaftId, Transferred)>,
 }
 
 impl Rig {
@@ -133,12 +133,12 @@ impl Rig {
     }
 
     /// The next `SnapshotSent`.
-    async fn outcome(&mut self) -> (RaftId, bool) {
+    async fn outcome(&mut self) -> (RaftId, Transferred) {
         if self.sent.is_empty() {
             let told = || Some(self.take().completions).filter(|c| !c.is_empty());
             for event in wait_for("the outcome of a transfer", told).await {
-                let Event::SnapshotSent { to, ok } = event else { panic!("{event:?}") };
-                self.sent.push_back((to, ok));
+                let Event::SnapshotSent { to, how } = event else { panic!("{event:?}") };
+                self.sent.push_back((to, how));
             }
         }
         self.sent.pop_front().unwrap()
@@ -200,7 +200,7 @@ async fn a_snapshot_arrives_whole_in_bounded_chunks() {
     let state: Vec<u8> = (0..600_000u32).map(|i| (i / 7) as u8).collect();
     let meta = rig.write(9, &state);
     rig.snapshotter.send(3, message(meta.clone()));
-    assert_eq!(rig.outcome().await, (3, true));
+    assert_eq!(rig.outcome().await, (3, Transferred::Arrived));
     let (sent, found) = lock(&rig.transport.got).pop().unwrap();
     assert_eq!(sent.snapshot.as_deref(), Some(&meta));
     assert_eq!(found.unwrap(), state);
@@ -213,7 +213,7 @@ async fn what_is_announced_is_what_the_file_holds() {
     let mut rig = Rig::new(Wire::Takes, false);
     let meta = rig.write(9, b"in the file");
     rig.snapshotter.send(3, message(meta_of(9, b"remembered")));
-    assert_eq!(rig.outcome().await, (3, true));
+    assert_eq!(rig.outcome().await, (3, Transferred::Arrived));
     let (sent, _) = lock(&rig.transport.got).pop().unwrap();
     assert_eq!(sent.snapshot.as_deref(), Some(&meta));
 }
@@ -229,15 +229,15 @@ async fn every_transfer_ends_with_exactly_one_outcome() {
         if wire == Wire::Hangs {
             tokio::time::advance(STALL + Duration::from_secs(1)).await;
         }
-        assert_eq!(rig.outcome().await, (3, false), "{wire:?}");
+        assert_eq!(rig.outcome().await, (3, Transferred::Broken), "{wire:?}");
         rig.snapshotter.close().await;
         assert!(rig.take().completions.is_empty(), "{wire:?}: told twice");
     }
     let mut rig = Rig::new(Wire::Takes, false);
     rig.snapshotter.send(3, message(meta_of(9, b"missing")));
-    assert_eq!(rig.outcome().await, (3, false), "no such file");
+    assert_eq!(rig.outcome().await, (3, Transferred::Unreadable(at(9))), "no such file");
     rig.snapshotter.send(4, Message::new(eraftpb::Message::default()));
-    assert_eq!(rig.outcome().await, (4, false), "no meta");
+    assert_eq!(rig.outcome().await, (4, Transferred::Broken), "no meta");
 }
 
 #[tokio::test(start_paused = true)]
@@ -250,22 +250,32 @@ async fn closing_ends_what_is_under_way_and_what_waits() {
     rig.begun(MAX_SENDING).await;
     rig.snapshotter.close().await;
     let mut outcomes = [rig.outcome().await, rig.outcome().await, rig.outcome().await];
-    outcomes.sort_unstable();
-    assert_eq!(outcomes, [(3, false), (4, false), (5, false)]);
+    outcomes.sort_unstable_by_key(|(to, _)| *to);
+    assert_eq!(outcomes, [3, 4, 5].map(|to| (to, Transferred::Broken)));
 }
 
+/// The node hears that it is its own file: otherwise the peer would be offered it for ever.
 #[tokio::test(start_paused = true)]
 async fn a_file_that_is_damaged_is_not_passed_off_as_a_snapshot() {
-    let mut rig = Rig::new(Wire::Takes, false);
-    let meta = rig.write(9, b"state");
-    let name = rig.disk.names().remove(0);
-    let mut bytes = rig.disk.bytes(&name);
-    *bytes.last_mut().unwrap() ^= 1;
-    rig.disk.put(format!("/snap/{name}"), bytes);
-    rig.snapshotter.send(3, message(meta));
-    assert_eq!(rig.outcome().await, (3, false));
-    let (_, found) = lock(&rig.transport.got).pop().unwrap();
-    assert!(found.unwrap_err().to_string().contains("checksum"));
+    for head in [false, true] {
+        let mut rig = Rig::new(Wire::Takes, false);
+        let meta = rig.write(9, b"state");
+        let name = rig.disk.names().remove(0);
+        let mut bytes = rig.disk.bytes(&name);
+        let at_byte = if head { 30 } else { bytes.len() - 1 };
+        *bytes.get_mut(at_byte).unwrap() ^= 1;
+        rig.disk.put(format!("/snap/{name}"), bytes);
+        rig.snapshotter.send(3, message(meta.clone()));
+        assert_eq!(rig.outcome().await, (3, Transferred::Unreadable(at(9))));
+        match lock(&rig.transport.got).pop() {
+            Some((_, found)) => assert!(found.unwrap_err().to_string().contains("checksum")),
+            None => assert!(head, "the body is found out on the way"),
+        }
+        // Another one at the same position takes its place.
+        assert_eq!(rig.write(9, b"state"), meta);
+        rig.snapshotter.send(3, message(meta));
+        assert_eq!(rig.outcome().await, (3, Transferred::Arrived));
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -282,7 +292,7 @@ async fn few_transfers_run_at_a_time() {
     assert_eq!(*lock(&rig.transport.begun), MAX_SENDING);
     for _ in 0..4 {
         rig.transport.go_on.notify_one();
-        assert!(rig.outcome().await.1);
+        assert_eq!(rig.outcome().await.1, Transferred::Arrived);
     }
 }
 
@@ -298,7 +308,7 @@ async fn a_file_that_is_being_sent_is_kept() {
     assert_eq!(rig.indices(), [9, 5], "kept from the moment of the send");
     rig.begun(1).await;
     rig.transport.go_on.notify_one();
-    assert_eq!(rig.outcome().await, (3, true));
+    assert_eq!(rig.outcome().await, (3, Transferred::Arrived));
     rig.retain(9, 1).await;
     assert_eq!(rig.indices(), [9]);
 }

@@ -13,7 +13,7 @@ use super::disk::{Disk, File, Store, Write};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::node::effect::{Committed, Effect, Forward};
-use crate::node::event::{Applied, Event};
+use crate::node::event::{Applied, Event, Transferred};
 use crate::node::{Boot, Node, envelope};
 use crate::types::eraftpb::MessageType;
 use crate::types::{
@@ -294,16 +294,15 @@ impl Cluster {
         let meta = message.snapshot.as_deref().expect("a snapshot has its meta");
         let file = self.at(id).disk.files.get(&meta.position.index).cloned();
         let file = file.expect("R10: the snapshot that is sent exists");
-        match self.raft_ids.get(&to).copied() {
+        let how = match self.raft_ids.get(&to).copied() {
+            _ if file.damaged => Transferred::Unreadable(meta.position),
             Some(to) => {
-                self.net.push_back(Packet {
-                    from: id,
-                    to,
-                    load: Load::Snapshot(message, Box::new(file)),
-                });
+                let load = Load::Snapshot(message, Box::new(file));
+                return self.net.push_back(Packet { from: id, to, load });
             }
-            None => self.tell(id, Event::SnapshotSent { to, ok: false }),
-        }
+            None => Transferred::Broken,
+        };
+        self.tell(id, Event::SnapshotSent { to, how });
     }
 
     /// R2, H6: what a message says is durable.
@@ -406,7 +405,7 @@ impl Cluster {
         let m = self.at(id);
         let body = m.store.state.clone();
         let meta = SnapshotMeta { position, membership, size: body.len() as u64, crc32: 0 };
-        m.disk.files.insert(position.index, File { meta: meta.clone(), body });
+        m.disk.files.insert(position.index, File { meta: meta.clone(), body, damaged: false });
         self.tell(id, Event::SnapshotBuilt { meta });
     }
 
@@ -438,7 +437,7 @@ impl Cluster {
                 let files = &mut self.at(to).disk.files;
                 files.entry(file.meta.position.index).or_insert(*file);
                 self.tell(to, Event::Message { from: message.from(), message });
-                self.tell(from, Event::SnapshotSent { to: raft_id, ok: true });
+                self.tell(from, Event::SnapshotSent { to: raft_id, how: Transferred::Arrived });
             }
             Load::Forward(Forward::Propose(proposals)) => {
                 proposals.into_iter().for_each(|p| self.tell(to, Event::Propose(p)));
@@ -460,7 +459,8 @@ impl Cluster {
                 self.tell(packet.from, Event::Unreachable { peer: message.to() });
             }
             Load::Snapshot(message, _) => {
-                self.tell(packet.from, Event::SnapshotSent { to: message.to(), ok: false });
+                let how = Transferred::Broken;
+                self.tell(packet.from, Event::SnapshotSent { to: message.to(), how });
             }
             Load::Forward(Forward::Propose(all)) => {
                 all.into_iter().for_each(|p| p.reply.send(Err(unsure())));

@@ -27,6 +27,7 @@ pub(super) struct Disk {
 pub(super) struct File {
     pub(super) meta: SnapshotMeta,
     pub(super) body: Vec<String>,
+    pub(super) damaged: bool,
 }
 
 #[derive(Debug)]
@@ -51,6 +52,12 @@ impl Disk {
 
     pub(super) fn last_index(&self) -> Index {
         self.compacted.index + self.entries.len() as u64
+    }
+
+    /// The newest snapshot file cannot be read any more.
+    pub(super) fn rot(&mut self) {
+        let newest = self.files.values_mut().next_back();
+        newest.expect("a snapshot to damage").damaged = true;
     }
 
     /// Whether the entry is durable, and no write that is on its way replaces it (H16).

@@ -66,6 +66,7 @@ scripts! {
     h6_new_term_is_durable_first
     h6b_sole_voter_and_its_tail
     h7_lost_snapshot
+    h7_damaged_snapshot
     h7_silenced_snapshot
     h8_restart
     h9_hostile_messages

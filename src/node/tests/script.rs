@@ -103,7 +103,8 @@ impl Script {
             | "give-up" => {
                 self.request(command, &words);
             }
-            "hold-disk" | "release-disk" | "sync" | "hold-store" | "release-store" | "apply" => {
+            "hold-disk" | "release-disk" | "sync" | "hold-store" | "release-store" | "apply"
+            | "rot" => {
                 self.storage(&words);
             }
             "deliver" | "drop" | "dup" | "reverse" | "stabilize" | "cut" | "isolate" | "heal"
@@ -225,6 +226,7 @@ impl Script {
             "release-disk" => self.cluster.at(id).disk_held = false,
             "hold-store" => self.cluster.at(id).store_held = true,
             "release-store" => self.cluster.at(id).store_held = false,
+            "rot" => self.cluster.at(id).disk.rot(),
             "sync" => {
                 let count = words.get(2).map_or(usize::MAX, |_| number(words, 2) as usize);
                 self.cluster.sync(id, count);

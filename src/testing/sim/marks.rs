@@ -41,6 +41,7 @@ marks! {
     SnapshotSent "a snapshot is sent";
     SnapshotInstalled "a snapshot from a peer is installed";
     SnapshotOverTail "a snapshot replaces a log that reaches above it or conflicts";
+    SnapshotLost "a snapshot that is to be sent cannot be read any more";
     TransferBroken "a snapshot's transfer breaks off";
     InstallResumed "a start restores a snapshot whose install was interrupted";
     DurableBehind "a durable Store comes back behind the newest snapshot";

@@ -1,14 +1,16 @@
 //! Snapshots on their way to peers: chunk by chunk, through the real files of both sides. However
-//! a transfer ends, its sender is told exactly once (H7).
+//! a transfer ends, its sender is told exactly once (H7), and whether its own file was the reason.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
+
 use super::marks::Mark;
 use super::world::{What, World};
-use crate::node::event::Event;
+use crate::node::event::{Event, Transferred};
 use crate::snapshot::SnapshotReader;
 use crate::snapshot::dir::SnapshotWriter;
-use crate::types::{Index, Message, NodeId, RaftId};
+use crate::types::{Index, Message, NodeId, Position, RaftId};
 
 /// Bytes of a chunk; small, so that transfers take several steps.
 const CHUNK: usize = 512;
@@ -21,7 +23,7 @@ pub(super) struct Transfer {
     peer: RaftId,
     sender: RaftId,
     message: Message,
-    index: Index,
+    position: Position,
     reader: SnapshotReader,
     writer: Option<SnapshotWriter>,
 }
@@ -35,7 +37,7 @@ pub(super) struct Transfers {
 impl Transfers {
     /// Indices of the files that a machine is sending.
     pub(super) fn in_use(&self, id: NodeId) -> BTreeSet<Index> {
-        self.open.values().filter(|t| t.from == id).map(|t| t.index).collect()
+        self.open.values().filter(|t| t.from == id).map(|t| t.position.index).collect()
     }
 
     /// Whether a machine is receiving.
@@ -53,9 +55,9 @@ impl World {
     pub(super) fn send_snapshot(&mut self, id: NodeId, peer: RaftId, message: Message) {
         self.oracle.leaves(id, &message, self.is_stalled(id));
         let epoch = self.at(id).epoch;
-        let opened = self.open_transfer(id, peer, message);
-        let Some(transfer) = opened else {
-            return self.complete(id, epoch, Event::SnapshotSent { to: peer, ok: false });
+        let transfer = match self.open_transfer(id, peer, message) {
+            Ok(transfer) => transfer,
+            Err(how) => return self.transferred(id, epoch, peer, how),
         };
         self.hit(Mark::SnapshotSent);
         self.transfers.count += 1;
@@ -65,16 +67,30 @@ impl World {
         self.schedule.after(latency, What::Chunk(number));
     }
 
-    fn open_transfer(&mut self, id: NodeId, peer: RaftId, message: Message) -> Option<Transfer> {
-        let to = self.net.homes.get(&peer).copied()?;
-        let to_epoch = self.machines.get(&to).filter(|m| m.raft_id == Some(peer))?.epoch;
-        let meta = message.snapshot.clone()?;
+    fn transferred(&mut self, id: NodeId, epoch: u64, to: RaftId, how: Transferred) {
+        self.marks.hit_if(Mark::SnapshotLost, matches!(how, Transferred::Unreadable(_)));
+        self.complete(id, epoch, Event::SnapshotSent { to, how });
+    }
+
+    fn open_transfer(
+        &mut self,
+        id: NodeId,
+        peer: RaftId,
+        mut message: Message,
+    ) -> Result<Transfer, Transferred> {
+        let broken = || Transferred::Broken;
+        let to = self.net.homes.get(&peer).copied().ok_or_else(broken)?;
+        let there = self.machines.get(&to).filter(|m| m.raft_id == Some(peer));
+        let to_epoch = there.ok_or_else(broken)?.epoch;
+        let position = message.snapshot.as_deref().ok_or_else(broken)?.position;
         let from_epoch = self.at(id).epoch;
-        let sender = self.at(id).raft_id?;
-        let r = self.at(id).running()?;
-        let reader = r.snapshots.open_snapshot(meta.position).ok()?;
-        let index = meta.position.index;
-        Some(Transfer {
+        let sender = self.at(id).raft_id.ok_or_else(broken)?;
+        let r = self.at(id).running().ok_or_else(broken)?;
+        let unreadable = |_| Transferred::Unreadable(position);
+        let reader = r.snapshots.open_snapshot(position).map_err(unreadable)?;
+        // What is in the file is what is announced, as the driver does it.
+        message.snapshot = Some(Box::new(reader.meta().clone()));
+        Ok(Transfer {
             from: id,
             from_epoch,
             to,
@@ -82,7 +98,7 @@ impl World {
             peer,
             sender,
             message,
-            index,
+            position,
             reader,
             writer: None,
         })
@@ -91,32 +107,35 @@ impl World {
     /// One more chunk arrives, or the transfer ends.
     pub(super) fn chunk(&mut self, number: u64) {
         let Some(mut transfer) = self.transfers.open.remove(&number) else { return };
-        match self.step_transfer(&mut transfer) {
-            Some(true) => {
+        let how = match self.step_transfer(&mut transfer) {
+            Ok(true) => {
                 let latency = self.latency(transfer.from, transfer.to);
                 self.transfers.open.insert(number, transfer);
-                self.schedule.after(latency, What::Chunk(number));
+                return self.schedule.after(latency, What::Chunk(number));
             }
-            Some(false) => {
-                let Transfer { from, from_epoch, peer, .. } = transfer;
-                self.complete(from, from_epoch, Event::SnapshotSent { to: peer, ok: true });
-            }
-            None => {
+            Ok(false) => Transferred::Arrived,
+            Err(how) => {
                 self.hit(Mark::TransferBroken);
-                let Transfer { from, from_epoch, peer, .. } = transfer;
-                self.complete(from, from_epoch, Event::SnapshotSent { to: peer, ok: false });
+                how
             }
-        }
+        };
+        let Transfer { from, from_epoch, peer, .. } = transfer;
+        self.transferred(from, from_epoch, peer, how);
     }
 
-    /// Some(true): it goes on; Some(false): it is through; None: it broke.
-    fn step_transfer(&mut self, t: &mut Transfer) -> Option<bool> {
+    /// Whether it goes on, or is through; an error: how it ended otherwise.
+    fn step_transfer(&mut self, t: &mut Transfer) -> Result<bool, Transferred> {
         let cut = self.net.is_cut(t.from, t.to) || self.net.is_cut(t.to, t.from);
-        self.alive(t.from, t.from_epoch)?;
-        if cut {
-            return None;
+        if cut || self.alive(t.from, t.from_epoch).is_none() {
+            return Err(Transferred::Broken);
         }
-        let chunk = t.reader.next_chunk(CHUNK).ok()?;
+        let unreadable = |_| Transferred::Unreadable(t.position);
+        let chunk = t.reader.next_chunk(CHUNK).map_err(unreadable)?;
+        self.take_chunk(t, chunk).ok_or(Transferred::Broken)
+    }
+
+    /// The receiver's half; None: it broke off.
+    fn take_chunk(&mut self, t: &mut Transfer, chunk: Option<Bytes>) -> Option<bool> {
         let to = self.alive(t.to, t.to_epoch)?;
         if t.writer.is_none() {
             let meta = t.message.snapshot.clone()?;

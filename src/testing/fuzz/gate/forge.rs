@@ -174,7 +174,11 @@ impl World {
             self.outbox.remove(n);
         }
         if sent.msg_type == kind::SNAPSHOT {
-            self.tell(Event::SnapshotSent { to: sent.to, ok: choice & 32 == 0 });
+            let cut = sent.snapshot.as_ref();
+            let position =
+                cut.map_or(Position::default(), |s| Position { index: s.index, term: s.term });
+            let how = super::ended(choice & 32 == 0, choice & 128 != 0, position);
+            self.tell(Event::SnapshotSent { to: sent.to, how });
         }
         let Some(mut answer) = honest_answer(&sent) else { return };
         if choice & 64 != 0 && answer.msg_type != kind::READ_ANSWER {

@@ -12,9 +12,9 @@ mod start;
 mod world;
 
 use super::input::Input;
-use crate::node::event::{Change, Event, Freshness, Proposal, Read};
+use crate::node::event::{Change, Event, Freshness, Proposal, Read, Transferred};
 use crate::reply::reply;
-use crate::types::Incarnation;
+use crate::types::{Incarnation, Position};
 use world::World;
 
 /// Steps of one input.
@@ -77,8 +77,9 @@ fn step(w: &mut World, input: &mut Input<'_>) {
         25 => transfer(w, input),
         26 => w.tell(Event::Unreachable { peer: input.below(9) as u64 }),
         27 => {
-            let (to, ok) = (input.below(9) as u64, input.flag());
-            w.tell(Event::SnapshotSent { to, ok });
+            let (to, choice) = (input.below(9) as u64, input.byte());
+            let at = Position { index: u64::from(choice >> 3), term: 1 };
+            w.tell(Event::SnapshotSent { to, how: ended(choice & 1 != 0, choice & 6 == 6, at) });
         }
         28 => w.crash_and_start(input.below(6)),
         29 => w.drive(),
@@ -89,6 +90,15 @@ fn step(w: &mut World, input: &mut Input<'_>) {
     // Sometimes several events come before the node is asked what it wants.
     if op & 32 == 0 {
         w.poll();
+    }
+}
+
+/// How a transfer ends.
+fn ended(arrived: bool, unreadable: bool, position: Position) -> Transferred {
+    match (arrived, unreadable) {
+        (true, _) => Transferred::Arrived,
+        (false, true) => Transferred::Unreadable(position),
+        (false, false) => Transferred::Broken,
     }
 }
 
