@@ -7,17 +7,18 @@
 //! - founding writes the founding snapshot before the identity that names the cluster: what was
 //!   interrupted in between has acknowledged nothing.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use bytes::Bytes;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, StorageError};
 use crate::log::{LogBatch, LogStorage, Recovered};
 use crate::node::Boot;
 use crate::snapshot::dir::SnapshotDir;
 use crate::types::{
     ClusterId, ConfState, HardState, Identity, Incarnation, Index, Member, Membership, NodeId,
-    Position, RaftId,
+    Position, RaftId, SnapshotMeta,
 };
 
 /// The raft id of a founder that is alone.
@@ -163,7 +164,7 @@ impl Opened {
     pub(crate) fn into_boot(self, store_applied: Option<Index>) -> Result<(Boot, Storage)> {
         let membership = self.membership()?;
         let snapshot = match self.recovered.snapshot {
-            Some(record) => Some((record, self.storage.snapshots.meta(record.position)?)),
+            Some(record) => Some((record, self.snapshot_meta(record.position)?)),
             None => None,
         };
         let r = self.recovered;
@@ -178,6 +179,23 @@ impl Opened {
             dropped_tail: r.dropped_tail,
         };
         Ok((boot, self.storage))
+    }
+
+    fn snapshot_meta(&self, position: Position) -> Result<SnapshotMeta> {
+        match self.storage.snapshots.meta(position) {
+            Err(StorageError::Io { path, source, .. }) if source.kind() == ErrorKind::NotFound => {
+                let path = path.display();
+                Err(refuse(
+                    &self.storage,
+                    &format!(
+                        "the snapshot {path}, which its log relies on, is missing: put back an \
+                         intact copy of the file, or move the data directory away and let this \
+                         node join again with an empty one"
+                    ),
+                ))
+            }
+            read => Ok(read?),
+        }
     }
 }
 
@@ -203,4 +221,56 @@ fn random_failed(e: std::io::Error) -> Error {
 pub(crate) fn random_seed() -> Result<u64> {
     let bytes = Incarnation::random().map_err(random_failed)?.to_bytes();
     Ok(bytes.into_iter().take(8).fold(0, |seed, b| seed << 8 | u64::from(b)))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::log::SnapshotRecord;
+    use crate::log::memory::MemoryLog;
+    use crate::snapshot::fake_disk::FakeDisk;
+
+    /// A snapshot that the log relies on is not there, or is damaged: no start passes over that,
+    /// and the error says what to do.
+    #[test]
+    fn a_snapshot_that_the_log_relies_on_is_there_and_whole_or_the_start_is_refused() {
+        let disk = FakeDisk::default();
+        let snapshots = SnapshotDir::open(Arc::new(disk.clone()), "/snap").unwrap();
+        let log = MemoryLog::new();
+        let opened = || {
+            let storage = Storage {
+                log: Box::new(log.clone()),
+                snapshots: snapshots.clone(),
+                dir: PathBuf::from("/data"),
+            };
+            Opened::open(storage, 1).unwrap()
+        };
+        let mut first = opened();
+        first.found("a:1".to_owned()).unwrap();
+        let membership = first.membership().unwrap().unwrap();
+        let mut writer = snapshots.create(FOUNDING, membership).unwrap();
+        writer.write(b"state").unwrap();
+        writer.finish().unwrap();
+        let record = SnapshotRecord { position: FOUNDING, installing: false };
+        let batch = LogBatch { snapshot: Some(record), ..LogBatch::default() };
+        first.storage.log.append(&[batch]).unwrap();
+
+        let (boot, _) = opened().into_boot(None).unwrap();
+        assert_eq!(boot.snapshot.unwrap().1.position, FOUNDING);
+
+        let name = disk.names().remove(0);
+        let mut bytes = disk.bytes(&name);
+        *bytes.get_mut(30).unwrap() ^= 1;
+        disk.put(format!("/snap/{name}"), bytes);
+        let error = opened().into_boot(Some(9)).unwrap_err();
+        assert!(matches!(error, Error::Storage(StorageError::Corrupt { .. })), "{error}");
+
+        snapshots.retain(2, |_| false).unwrap();
+        let error = opened().into_boot(Some(9)).unwrap_err();
+        assert!(matches!(error, Error::DataDir { .. }), "{error}");
+        assert!(error.to_string().contains("put back"), "{error}");
+    }
 }
