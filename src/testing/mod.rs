@@ -45,7 +45,9 @@
 //!
 //! What fails names its seed; `RAFTLINE_SEED=7 cargo test` runs that one alone.
 
+mod again;
 pub mod cluster;
+mod contain;
 #[doc(hidden)]
 pub mod crash_states;
 #[doc(hidden)]
@@ -55,7 +57,9 @@ pub mod log_suite;
 pub mod rng;
 pub mod sim;
 pub mod store_suite;
+mod text;
 pub mod vfs;
+mod watch;
 /// Deliberate defects that the checks must catch.
 #[doc(hidden)]
 pub mod zoo {
