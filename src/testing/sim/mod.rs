@@ -39,7 +39,9 @@
 //! }
 //! ```
 
+mod caller;
 mod calls;
+mod check;
 mod churn;
 mod clients;
 mod disk;
@@ -65,19 +67,20 @@ mod values;
 mod verdict;
 mod world;
 
-use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use trace::Trace;
 use world::World;
 
+pub use check::{check, seeds};
 pub use marks::{Mark, Marks};
-pub use minimise::minimise;
+pub use minimise::{minimise, minimise_with};
 pub use plan::{FAULTS, Knob, Plan};
 pub use report::{Failure, Report, Stats, Summary};
 pub use subject::Subject;
 
-use crate::store::panic_text;
+use crate::testing::contain::contained;
+use crate::testing::watch::{Calls, patience, watched};
 
 /// Runs a plan with the simulator's own Store and workload.
 ///
@@ -92,8 +95,7 @@ pub fn run(plan: &Plan) -> Result<Report, Box<Failure>> {
 /// # Errors
 /// What did not hold.
 pub fn replay(plan: &Plan) -> Result<(Report, String), Box<Failure>> {
-    let trace = Trace::recording();
-    run_traced(plan, subject::mixed(plan), trace.clone()).map(|report| (report, trace.text()))
+    replay_with(plan, subject::mixed(plan))
 }
 
 /// Runs a plan with a Store and workload of one's own.
@@ -104,57 +106,58 @@ pub fn run_with(plan: &Plan, subject: Subject) -> Result<Report, Box<Failure>> {
     run_traced(plan, subject, Trace::default())
 }
 
-/// The seeds of a test run: this many, or the one that the environment variable `RAFTLINE_SEED`
-/// names, to replay it alone.
-///
-/// # Panics
-/// When the variable is no number: running other seeds would look as if the failure were gone.
-pub fn seeds(count: u64) -> Range<u64> {
-    let Ok(text) = std::env::var("RAFTLINE_SEED") else { return 0..count };
-    match text.parse::<u64>() {
-        Ok(seed) => seed..seed.saturating_add(1),
-        Err(_) => panic!("RAFTLINE_SEED={text} is not a number; a whole plan goes to run_with"),
-    }
-}
-
-/// Runs the plans of these seeds with a Store and workload of one's own; what they came to.
+/// The same, with everything that happens in the failure's trace, or beside the report. The line
+/// of a plan is one by `parse`: `replay_with(&"seed=7 nodes=3 ..".parse()?, subject())`.
 ///
 /// # Errors
-/// What did not hold first, with everything that happened before in its trace. `RAFTLINE_SEED`
-/// and [`seeds`] run that seed alone, [`run_with`] any plan.
-pub fn check(
-    seeds: impl IntoIterator<Item = u64>,
-    subject: impl Fn() -> Subject,
-) -> Result<Summary, Box<Failure>> {
-    let mut summary = Summary::default();
-    for seed in seeds {
-        let plan = Plan::draw(seed);
-        match run_with(&plan, subject()) {
-            Ok(report) => summary.add(&report),
-            // The same run once more, told in full.
-            Err(failure) => match run_traced(&plan, subject(), Trace::recording()) {
-                Ok(_) => return Err(failure),
-                Err(told) => return Err(told),
-            },
-        }
-    }
-    Ok(summary)
+/// What did not hold.
+pub fn replay_with(plan: &Plan, subject: Subject) -> Result<(Report, String), Box<Failure>> {
+    let trace = Trace::recording();
+    run_traced(plan, subject, trace.clone()).map(|report| (report, trace.text()))
 }
 
 fn run_traced(plan: &Plan, subject: Subject, trace: Trace) -> Result<Report, Box<Failure>> {
-    let ran = catch_unwind(AssertUnwindSafe(|| {
-        let mut world = World::new(plan, subject, trace.clone());
-        world.run();
-        let simulated = world.now();
-        Report {
+    run_within(patience(), plan, subject, trace)
+}
+
+/// Runs on a thread of its own, because a Store may hang.
+fn run_within(
+    patience: Duration,
+    plan: &Plan,
+    subject: Subject,
+    trace: Trace,
+) -> Result<Report, Box<Failure>> {
+    let (of_plan, of_trace) = (plan.clone(), trace.clone());
+    let ran = watched(patience, move |calls| run_here(&of_plan, subject, of_trace, calls));
+    ran.unwrap_or_else(|hang| {
+        let reason = format!("{}: {}", caller::who(hang.place.0), hang.text);
+        let (at, trace) = (trace.now(), trace.text());
+        Err(Box::new(Failure { plan: plan.clone(), at, reason, trace, hung: true, digest: 0 }))
+    })
+}
+
+fn run_here(
+    plan: &Plan,
+    subject: Subject,
+    trace: Trace,
+    calls: &Calls,
+) -> Result<Report, Box<Failure>> {
+    let mut world = World::new(plan, subject, trace.clone(), calls.clone());
+    match contained(|| world.run()) {
+        Ok(()) => Ok(Report {
             plan: plan.clone(),
-            simulated,
+            simulated: world.now(),
             stats: world.stats.clone(),
             marks: world.marks.clone(),
+        }),
+        Err(panicked) => {
+            let at = trace.now();
+            trace.line(at, || format!("FAILED: {panicked}"));
+            // What the simulator says itself needs no place.
+            let its_own = panicked.place.as_ref().is_some_and(|p| p.contains("src/testing/sim/"));
+            let reason = if its_own { panicked.text } else { panicked.to_string() };
+            let (trace, digest) = (trace.text(), world.stats.digest);
+            Err(Box::new(Failure { plan: plan.clone(), at, reason, trace, hung: false, digest }))
         }
-    }));
-    ran.map_err(|panic| {
-        let reason = panic_text(&*panic);
-        Box::new(Failure { plan: plan.clone(), at: trace.now(), reason, trace: trace.text() })
-    })
+    }
 }
