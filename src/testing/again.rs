@@ -1,10 +1,5 @@
 //! How a failure is run again: what the environment asks for, and the line that asks for it.
-//!
-//! | variable | what it does |
-//! | --- | --- |
-//! | `RAFTLINE_SEED=7` | [`store_suite`](super::store_suite) and [`sim`](super::sim) run that seed alone |
-//! | `RAFTLINE_PLAN='seed=7 nodes=3 ..'` | [`sim`](super::sim) runs that plan alone |
-//! | `RAFTLINE_MINIMISE=1` | a failure of [`sim`](super::sim) is made small before it is reported |
+//! The table of the variables is in [`testing`](super).
 
 const SEED: &str = "RAFTLINE_SEED";
 const PLAN: &str = "RAFTLINE_PLAN";

@@ -89,7 +89,7 @@ pub(super) fn compared(
     let differs = match again {
         Err(told) if told.is_like(&first) => return told,
         Err(told) => {
-            let text = format!("failed otherwise ({})", told.reason);
+            let text = format!("failed otherwise ({}; the trace is of that run)", told.reason);
             first.trace = told.trace;
             text
         }

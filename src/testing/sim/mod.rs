@@ -6,7 +6,18 @@
 //! elect a leader, write, agree, and hold every write that was ever acknowledged. Every answer that
 //! a client got is held against the log: writes and reads are linearizable, or the run fails.
 //!
-//! The same [`Plan`] gives the same run everywhere, so that a failure is replayed by one line.
+//! The same [`Plan`] gives the same run everywhere, so that a failure is replayed by one line, which
+//! it prints:
+//!
+//! - `RAFTLINE_SEED=7 cargo test my_test` runs the plan that this seed draws, alone;
+//! - `RAFTLINE_PLAN='seed=7 nodes=3 ..' cargo test my_test` runs any plan;
+//! - `RAFTLINE_MINIMISE=1` before either looks for a smaller plan that fails as well (some hundred
+//!   runs), and tells that failure;
+//! - `panic!("{failure:#}")` shows everything that happened, `{failure}` the end of it.
+//!
+//! [`replay_with`] and [`minimise_with`] do the same by call. A call of the Store that does not come
+//! back within a minute (`RAFTLINE_PATIENCE=5`: five seconds) ends the run with the name of the call;
+//! the thread that hangs is left behind.
 //!
 //! Your own Store under the simulator:
 //!
@@ -34,10 +45,37 @@
 //!     let command = |rng: &mut raftline::testing::rng::Rng| vec![7; 1 + rng.below(9) as usize];
 //!     Subject::new(|| Sum(0), command, |_| Vec::new())
 //! };
-//! if let Err(failure) = sim::check(sim::seeds(3), subject) {
-//!     panic!("{failure}");
-//! }
+//! let summary = sim::check(sim::seeds(3), subject).unwrap_or_else(|failure| panic!("{failure}"));
+//! println!("{summary}");
 //! ```
+//!
+//! What a failure names:
+//!
+//! | | what must hold |
+//! | --- | --- |
+//! | I1 | at most one leader per term |
+//! | I2 | the durable vote of a term never changes, the durable term never goes back |
+//! | I3 | the same index and term name the same entry on every disk |
+//! | I4 | a leader holds every committed entry |
+//! | I5 | replicas that applied the same commands gave the same answers and give them to queries |
+//! | I6 | a committed entry is on a quorum's disks, and never changes |
+//! | I7 | within a run of a process, term, commit, applied and compacted never go back |
+//! | I8 | compacted <= emitted to the Store <= commit <= last |
+//! | I9 | no message leaves before what it says is durable |
+//! | I10 | an acknowledged write is in the log, a refused one is not, one of unknown outcome at most as often as it was asked |
+//! | I11 | exactly once per session; there are no sessions yet |
+//! | I12 | writes and reads are linearizable: their indices respect real time, their answers are those of the log |
+//! | I13 | memberships agree and are the fold of the log; ids are never used again |
+//! | I14 | whoever waits for a decided proposal is answered |
+//! | I15 | a healed majority has a leader within ten election timeouts and a fresh write within twenty |
+//! | I16 | a peer that waits for a snapshot is sent one |
+//! | R.., H.. | the ordering rules and hazards of the engine that ARCHITECTURE.md and the code speak of |
+//! | gate | no message of an honest member is refused as hostile |
+//!
+//! With a Store of one's own, I5 and I12 are what its mistakes break: replicas that differ, because
+//! `apply` is not deterministic or a snapshot leaves something out. A Store that stops its node, by
+//! an error or a panic, without having been told to, is named with its command.
+#![doc = include_str!("knobs.md")]
 
 mod caller;
 mod calls;
@@ -152,7 +190,8 @@ fn run_here(
         }),
         Err(panicked) => {
             let at = trace.now();
-            trace.line(at, || format!("FAILED: {panicked}"));
+            let place = panicked.place.as_deref().unwrap_or("an unknown place");
+            trace.line(at, || format!("FAILED, as {place} says"));
             // What the simulator says itself needs no place.
             let its_own = panicked.place.as_ref().is_some_and(|p| p.contains("src/testing/sim/"));
             let reason = if its_own { panicked.text } else { panicked.to_string() };

@@ -372,9 +372,13 @@ impl Oracle {
             for ((p, _), (known, found)) in of_entry.zip(known.iter().zip(&found)) {
                 let (known_text, found_text) =
                     if known == found { continue } else { known.pair(found) };
+                let whose = match *other == id {
+                    true => "before it was started again it answered".to_owned(),
+                    false => format!("that of node {other} answered"),
+                };
                 panic!(
                     "I5: the Store of node {id} answers the command {} at index {index} with \
-                     {found_text}, that of node {other} with {known_text}",
+                     {found_text}; {whose} {known_text}",
                     shown(p.data)
                 );
             }

@@ -11,7 +11,7 @@ macro_rules! knobs {
         /// A choice that a run makes.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Knob {
-            $(#[doc = $doc] $knob,)*
+            $(#[doc = concat!("`", $name, "`: ", $doc)] $knob,)*
         }
 
         impl Knob {
@@ -313,6 +313,17 @@ mod tests {
         ] {
             let error = line.parse::<Plan>().unwrap_err();
             assert!(error.starts_with(complaint), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_knob_is_explained() {
+        let page = include_str!("knobs.md");
+        for knob in Knob::ALL {
+            let calm = format!("| `{}` | {} | ", knob.name(), knob.calm());
+            let begin =
+                if FAULTS.contains(knob) { format!("| `{}` | ", knob.name()) } else { calm };
+            assert!(page.contains(&begin), "{begin} is missing from knobs.md");
         }
     }
 

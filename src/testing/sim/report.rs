@@ -152,7 +152,8 @@ impl Failure {
         if shown.is_empty() {
             return Ok(());
         }
-        let all = if shown.len() < lines.len() { ", the last of it (all: {:#})" } else { "" };
+        let all =
+            if shown.len() < lines.len() { ", the end of it (print {:#} for all)" } else { "" };
         write!(f, "\n  what happened, by virtual seconds{all}:")?;
         shown.iter().try_for_each(|line| write!(f, "\n  {line}"))
     }

@@ -95,7 +95,13 @@ impl World {
             if let Some((_, error)) = failure {
                 self.marks.hit_if(Mark::StoreErrorStops, mischief == Some(Mischief::Fail));
                 self.marks.hit_if(Mark::StorePanicStops, mischief == Some(Mischief::Panic));
-                return Err(format!("{error}{blame}"));
+                // The remedy is for nodes that are not simulated.
+                return Err(match error {
+                    Error::StoreFailed { index, reason, .. } => {
+                        format!("its Store failed at index {index}: {reason}{blame}")
+                    }
+                    error => format!("{error}{blame}"),
+                });
             }
             r.applied = last;
             self.complete(id, epoch, Event::Applied { index: last });
@@ -178,6 +184,7 @@ impl World {
         let restored = self.caller.must(id, "restore", Some(&data), call);
         restored.map_err(|e| format!("restore of {}: {e}", shown(&data)))?;
         r.applied = index;
+        self.note(|| format!("the Store of node {id} restores the snapshot at {index}"));
         self.hit(Mark::SnapshotInstalled);
         self.complete(id, epoch, Event::Installed { index });
         Ok(())
@@ -188,15 +195,15 @@ impl World {
 fn blame(batch: &Batch<'_>, answers: &Result<Answers, Panic>) -> String {
     let is_failure = |a: &Result<_, _>| !matches!(a, Ok(_) | Err(Error::Rejected(_)));
     match answers {
-        Err(_) => format!("\n  the batch: {}", shown_all(batch.proposals.iter().map(|p| p.data))),
+        Err(_) => format!("; the batch was {}", shown_all(batch.proposals.iter().map(|p| p.data))),
         Ok(answers) => {
             let failed = answers.iter().position(is_failure);
             let Some(p) = failed.and_then(|at| batch.proposals.get(at)) else {
                 return String::new();
             };
             // The default `apply_batch` has caught it.
-            let place = last_place().map(|place| format!(", at {place}")).unwrap_or_default();
-            format!("\n  the command: {}{place}", shown(p.data))
+            let place = last_place().map(|place| format!(" (at {place})")).unwrap_or_default();
+            format!("{place}; the command was {}", shown(p.data))
         }
     }
 }

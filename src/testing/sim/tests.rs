@@ -186,8 +186,8 @@ fn a_store_that_hangs_is_named() {
 fn a_store_that_panics_is_told_with_what_it_was_given() {
     let failure = run_with(&Plan::calm(1), flawed(Flaw::Panics)).expect_err("a panic");
     assert!(failure.reason.contains("apply panicked: five is too much"), "{failure}");
-    let place = failure.reason.contains(", at src/testing/sim/tests.rs:");
-    assert!(place && failure.reason.contains("the command: \"+"), "{failure}");
+    let place = failure.reason.contains("five is too much (at src/testing/sim/tests.rs:");
+    assert!(place && failure.reason.contains("the command was \"+"), "{failure}");
     let failure = run_with(&Plan::calm(1), flawed(Flaw::PanicsAsked)).expect_err("a panic");
     let named = failure.reason.contains("panics in query of \"sum\": no questions (at src/");
     assert!(named, "{failure}");
