@@ -24,8 +24,29 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+const EXAMPLES: &str = "\
+Examples:
+  everything that the simulator may meet, in a minute or two:
+    cargo bench --bench prove -- sim --seeds 4000 --all-marks
+  one seed, or one plan, with everything that happens; and a smaller plan that fails as well:
+    cargo bench --bench prove -- sim --replay 7
+    cargo bench --bench prove -- sim --replay 'seed=7 nodes=3 kill_leader=2000'
+    cargo bench --bench prove -- sim --replay 7 --minimise
+  the files:
+    cargo bench --bench prove -- crash-states --states 100000
+    cargo bench --bench prove -- flips --stride 10
+    cargo bench --bench prove -- io-faults
+  every deliberate defect, in a build of its own:
+    RUSTFLAGS='--cfg raftline_zoo' cargo bench --bench prove --target-dir target/zoo -- zoo
+
+Each ends with status 0 when everything held, and with 1 and the command that runs what failed.";
+
 #[derive(Parser)]
-#[command(about = "Proves what can be proven by trying")]
+#[command(
+    about = "Proves what can be proven by trying",
+    bin_name = "cargo bench --bench prove --",
+    after_help = EXAMPLES
+)]
 struct Args {
     /// Given by `cargo bench`; means nothing.
     #[arg(long, hide = true, global = true)]

@@ -14,14 +14,23 @@ pub(crate) fn default_jobs() -> usize {
 #[derive(clap::Args)]
 pub(crate) struct Exhaustive {
     /// One in so many is tried; 1: all.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = at_least_one)]
     pub(crate) stride: usize,
     /// Threads; default: one per core.
-    #[arg(long, default_value_t = default_jobs())]
+    #[arg(long, default_value_t = default_jobs(), value_parser = at_least_one)]
     jobs: usize,
     /// Runs this case alone.
     #[arg(long)]
     only: Option<u64>,
+}
+
+/// A number of things without which nothing is done.
+pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("0 would mean none at all; the least is 1".to_owned()),
+        Ok(count) => Ok(count),
+        Err(e) => Err(format!("a number from 1 on is wanted: {e}")),
+    }
 }
 
 impl Exhaustive {

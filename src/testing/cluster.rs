@@ -2,7 +2,12 @@
 //! crate: start nodes, crash and restart them, cut them off from each other.
 //!
 //! Nodes are real: event loop, log thread, apply task, real time. Only their disks and their
-//! network are memory. A crashed node keeps what it had synced; a restarted one gets it back.
+//! network are memory. A crashed node keeps what it had synced; a restarted one gets it back, and a
+//! new Store from the closure, to be filled by snapshot and log.
+//!
+//! Faults last until they are ended: [`Cluster::partition`] until [`Cluster::heal`],
+//! [`Cluster::crash`] until [`Cluster::restart`]. What was asked of a node before stays asked: a
+//! proposal to a leader in the minority waits for its deadline and ends as unknown.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -208,7 +213,13 @@ impl<S: Store> Cluster<S> {
         }
     }
 
-    /// Cuts the network into these groups: nobody reaches a node of another group.
+    /// Cuts the network into these groups: nobody reaches a node of another group, in either
+    /// direction, from now on; what is on its way between them is lost.
+    ///
+    /// Nodes that no group names keep all their links. A further partition adds to what is cut,
+    /// until [`Cluster::heal`]. A link belongs to the addresses: a node that is restarted, or added
+    /// under an id that a group names, finds it cut. Clients are not cut off: a [`Mailbox`] reaches
+    /// its node whatever the network does, as one in the same process would.
     pub fn partition(&self, groups: &[&[NodeId]]) {
         for (i, group) in groups.iter().enumerate() {
             for other in groups.iter().skip(i + 1) {
@@ -219,12 +230,14 @@ impl<S: Store> Cluster<S> {
         }
     }
 
-    /// Mends every link and ends every fault of the network.
+    /// Mends every link, whoever cut it, and ends every fault of [`Cluster::network`]. It returns at
+    /// once; wait for what comes of it, [`Cluster::leader`] for example.
     pub fn heal(&self) {
         self.network.heal();
     }
 
-    /// The network, for finer faults; node `n` is at [`addr`]`(n)`.
+    /// The network, for finer faults: cuts in one direction (`cut_one_way`), delay, loss,
+    /// duplication (`set_faults`), single links mended (`mend`); node `n` is at [`addr`]`(n)`.
     pub fn network(&self) -> &MemoryNetwork {
         &self.network
     }

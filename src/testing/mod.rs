@@ -38,14 +38,24 @@
 //!     let query = |_: &mut Rng| Vec::new();
 //!     store_suite::check(|| Sum(0), command, query, sim::seeds(50));
 //!     let subject = move || sim::Subject::new(|| Sum(0), command, query);
-//!     sim::check(sim::seeds(5), subject).unwrap_or_else(|failure| panic!("{failure}"));
+//!     let held = sim::check(sim::seeds(5), subject).unwrap_or_else(|failure| panic!("{failure}"));
+//!     println!("{held}");
 //! }
 //! # my_store_keeps_its_promises();
 //! ```
 //!
-//! What fails names its seed; `RAFTLINE_SEED=7 cargo test` runs that one alone.
+//! What fails prints the line that runs it again, alone. The environment that these lines set:
+//!
+//! | variable | what it does |
+//! | --- | --- |
+//! | `RAFTLINE_SEED=7` | [`store_suite`] and [`sim`] run that seed alone |
+//! | `RAFTLINE_PLAN='seed=7 nodes=3 ..'` | [`sim`] runs that plan alone |
+//! | `RAFTLINE_MINIMISE=1` | a failure of [`sim`] is made small before it is reported |
+//! | `RAFTLINE_PATIENCE=5` | seconds that a call of a Store may take before it counts as hung; 60 otherwise |
 
+mod again;
 pub mod cluster;
+mod contain;
 #[doc(hidden)]
 pub mod crash_states;
 #[doc(hidden)]
@@ -55,7 +65,9 @@ pub mod log_suite;
 pub mod rng;
 pub mod sim;
 pub mod store_suite;
+mod text;
 pub mod vfs;
+mod watch;
 /// Deliberate defects that the checks must catch.
 #[doc(hidden)]
 pub mod zoo {

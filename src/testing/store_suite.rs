@@ -43,22 +43,34 @@
 //! its disk again; a loss of power is beyond this suite.
 //!
 //! It takes an answer that is `Ok` or a rejection for an answer; a random command that makes the
-//! Store fail otherwise, or panic, would stop every replica, and breaks [`Law::Total`].
+//! Store fail otherwise, or panic, would stop every replica, and breaks [`Law::Total`]. So does a
+//! call that does not come back: it is given a minute (`RAFTLINE_PATIENCE=5` makes it five
+//! seconds). The suite runs on a thread of its own for that reason, and what it is given must be
+//! `Send`.
+//!
+//! Timers of tokio in a Store cost no time: their clock is the suite's, and moves a little before
+//! each call, on every replica by another length, so that a Store that answers from it is caught.
+//!
+//! A failure prints the line that runs its seed alone, `RAFTLINE_SEED=7 cargo test my_test`:
+//! [`check`] and [`check_durable`] take the seed of that variable instead of those they are given.
 
 mod replica;
 mod script;
 mod suite;
 
 use std::fmt;
+use std::time::Duration;
 
+use super::again;
 use super::rng::Rng;
+use super::watch::{Calls, Hang, patience, watched};
 use crate::store::Store;
 
 /// A rule that every Store has to keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Law {
-    /// No command and no call makes a Store fail or panic; rejections are answers.
+    /// No command and no call makes a Store fail, panic or hang; rejections are answers.
     Total,
     /// A new Store is empty, whatever others have done.
     StartsEmpty,
@@ -92,7 +104,7 @@ pub enum Law {
 impl fmt::Display for Law {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Total => "no call fails or panics",
+            Self::Total => "no call fails, panics or hangs",
             Self::StartsEmpty => "a new store is empty",
             Self::Deterministic => "the same commands give the same answers and state",
             Self::BatchIsOneByOne => "apply_batch is apply of each",
@@ -126,7 +138,12 @@ pub struct Broken {
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { law, seed, step, detail } = self;
-        write!(f, "the store breaks the law {law:?} ({law}): seed {seed}, step {step}: {detail}")
+        write!(
+            f,
+            "the store breaks the law {law:?} ({law}): {detail}\n  with {step} entries of the log \
+             that seed {seed} makes\n  again: {}",
+            again::by_seed(*seed)
+        )
     }
 }
 
@@ -141,27 +158,33 @@ impl std::error::Error for Broken {}
 /// When the Store breaks a law; the message says which, with which seed, at which step.
 #[expect(clippy::panic, reason = "a suite tells what failed by panicking")]
 pub fn check<S: Store>(
-    new: impl FnMut() -> S,
-    command: impl FnMut(&mut Rng) -> Vec<u8>,
-    query: impl FnMut(&mut Rng) -> Vec<u8>,
-    seeds: impl IntoIterator<Item = u64>,
+    new: impl FnMut() -> S + Send + 'static,
+    command: impl FnMut(&mut Rng) -> Vec<u8> + Send + 'static,
+    query: impl FnMut(&mut Rng) -> Vec<u8> + Send + 'static,
+    seeds: impl IntoIterator<Item = u64, IntoIter: Send + 'static>,
 ) {
-    if let Err(broken) = find(new, command, query, seeds) {
+    let found = match again::seed() {
+        Some(seed) => find(new, command, query, [seed]),
+        None => find(new, command, query, seeds),
+    };
+    if let Err(broken) = found {
         panic!("{broken}");
     }
 }
 
-/// As [`check`], and gives back what is broken.
+/// As [`check`], and gives back what is broken; of the seeds that it is given, whatever the
+/// environment says.
 ///
 /// # Errors
 /// The first law that a seed breaks.
 pub fn find<S: Store>(
-    mut new: impl FnMut() -> S,
-    command: impl FnMut(&mut Rng) -> Vec<u8>,
-    query: impl FnMut(&mut Rng) -> Vec<u8>,
-    seeds: impl IntoIterator<Item = u64>,
+    mut new: impl FnMut() -> S + Send + 'static,
+    command: impl FnMut(&mut Rng) -> Vec<u8> + Send + 'static,
+    query: impl FnMut(&mut Rng) -> Vec<u8> + Send + 'static,
+    seeds: impl IntoIterator<Item = u64, IntoIter: Send + 'static>,
 ) -> Result<(), Broken> {
-    suite::run(|_| new(), false, command, query, seeds)
+    let seeds = seeds.into_iter();
+    bounded(patience(), move |calls| suite::run(|_| new(), false, command, query, seeds, calls))
 }
 
 /// Checks a durable Store, once for each seed. `open` opens the disk of the replica of that
@@ -174,27 +197,44 @@ pub fn find<S: Store>(
 /// When the Store breaks a law; the message says which, with which seed, at which step.
 #[expect(clippy::panic, reason = "a suite tells what failed by panicking")]
 pub fn check_durable<S: Store>(
-    open: impl FnMut(usize) -> S,
-    command: impl FnMut(&mut Rng) -> Vec<u8>,
-    query: impl FnMut(&mut Rng) -> Vec<u8>,
-    seeds: impl IntoIterator<Item = u64>,
+    open: impl FnMut(usize) -> S + Send + 'static,
+    command: impl FnMut(&mut Rng) -> Vec<u8> + Send + 'static,
+    query: impl FnMut(&mut Rng) -> Vec<u8> + Send + 'static,
+    seeds: impl IntoIterator<Item = u64, IntoIter: Send + 'static>,
 ) {
-    if let Err(broken) = find_durable(open, command, query, seeds) {
+    let found = match again::seed() {
+        Some(seed) => find_durable(open, command, query, [seed]),
+        None => find_durable(open, command, query, seeds),
+    };
+    if let Err(broken) = found {
         panic!("{broken}");
     }
 }
 
-/// As [`check_durable`], and gives back what is broken.
+/// As [`check_durable`], and gives back what is broken; of the seeds that it is given, whatever the
+/// environment says.
 ///
 /// # Errors
 /// The first law that a seed breaks.
 pub fn find_durable<S: Store>(
-    open: impl FnMut(usize) -> S,
-    command: impl FnMut(&mut Rng) -> Vec<u8>,
-    query: impl FnMut(&mut Rng) -> Vec<u8>,
-    seeds: impl IntoIterator<Item = u64>,
+    open: impl FnMut(usize) -> S + Send + 'static,
+    command: impl FnMut(&mut Rng) -> Vec<u8> + Send + 'static,
+    query: impl FnMut(&mut Rng) -> Vec<u8> + Send + 'static,
+    seeds: impl IntoIterator<Item = u64, IntoIter: Send + 'static>,
 ) -> Result<(), Broken> {
-    suite::run(open, true, command, query, seeds)
+    let seeds = seeds.into_iter();
+    bounded(patience(), move |calls| suite::run(open, true, command, query, seeds, calls))
+}
+
+/// A call that does not come back breaks a law, too.
+fn bounded(
+    patience: Duration,
+    suite: impl FnOnce(&Calls) -> Result<(), Broken> + Send + 'static,
+) -> Result<(), Broken> {
+    watched(patience, suite).unwrap_or_else(|Hang { place: (seed, step), text }| {
+        let step = usize::try_from(step).unwrap_or(usize::MAX);
+        Err(Broken { law: Law::Total, seed, step, detail: text })
+    })
 }
 
 #[cfg(test)]

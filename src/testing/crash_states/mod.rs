@@ -1,11 +1,11 @@
 //! Everything that a loss of power, a failing disk or a flipped bit can do to the files of a node:
 //! enumerated, recovered by the real code, judged.
 //!
-//! - [`crash_states`]: workloads over a layer that records every change; for every prefix of the
+//! - `crash_states`: workloads over a layer that records every change; for every prefix of the
 //!   changes, what may be left of those that were not synced; recovery, again, and lives and
 //!   crashes after it.
-//! - [`flips`]: every single flipped bit of logs, identities and snapshots.
-//! - [`io_faults`]: every single call of the file layer failing.
+//! - `flips`: every single flipped bit of logs, identities and snapshots.
+//! - `io_faults`: every single call of the file layer failing.
 //!
 //! What must hold: what was acknowledged is found; what is found is a consistent prefix of what was
 //! written; no vote and no term regresses; nothing truncated or compacted comes back; no state that
@@ -37,13 +37,13 @@ use self::report::{Outcome, run_cases};
 pub struct Options {
     /// What everything random comes from.
     pub seed: u64,
-    /// How many different disks to recover at least; of [`crash_states`] only.
+    /// How many different disks to recover at least; of `crash_states` only.
     pub states: u64,
     /// Threads.
     pub jobs: usize,
     /// The number of the only case to run.
     pub only: Option<u64>,
-    /// Of [`flips`]: one bit in so many; 1: all. Of [`io_faults`]: one call in so many.
+    /// Of `flips`: one bit in so many; 1: all. Of `io_faults`: one call in so many.
     pub stride: usize,
 }
 

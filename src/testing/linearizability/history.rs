@@ -160,6 +160,9 @@ impl<W, R, A> History<W, R, A> {
 
     /// The call failed, and a write may take effect all the same, now or later.
     ///
+    /// Also for a write that was *rejected* without being told an index, as `Mailbox::propose` does,
+    /// where a check needs indices: its command is in the log, at a place that nobody knows.
+    ///
     /// # Panics
     /// As [`History::ok`].
     pub fn unknown(&mut self, op: OpId, time: u64) {
@@ -209,7 +212,10 @@ impl<W, R, A> History<W, R, A> {
                 return Some(format!("{id} was answered but has no time of return"));
             }
             if needs_index && op.answer().is_some() && op.index().is_none() {
-                return Some(format!("{id} was answered without an index; record it with ok_at"));
+                return Some(format!(
+                    "{id} was answered without an index; record it with ok_at, or with unknown \
+                     when it was rejected and nobody told its index"
+                ));
             }
             None
         })

@@ -10,6 +10,8 @@ use super::{HistoryOf, Limits, Model, OpId, Rule, Verdict, Violation};
 
 /// Checks a history in which every answer came with an index, without knowing the log.
 ///
+/// A rejected write has no index: record it by [`History::unknown`](super::History::unknown).
+///
 /// Assumes that what is not in the history did not happen. Weaker than [`check_log`] only where a
 /// write of unknown outcome could be: it is placed where it helps.
 ///

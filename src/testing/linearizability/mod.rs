@@ -18,6 +18,12 @@
 //! was made has a place in the log before it, and a read's index is at least that of every write
 //! acknowledged, and of every read answered, before it began.
 //!
+//! A rejected write (`Error::Rejected`) is in the log, and its caller is not told where. For
+//! [`check_values`] it is an answer like any other ([`History::ok`] with what the model answers then).
+//! [`check_log`] and [`check_indices`] refuse an answer without an index, because one that was
+//! forgotten would make them blind: record it by [`History::unknown`] for them. No verdict becomes
+//! wrong by that; only the rejection itself is left to `check_values`.
+//!
 //! Completeness is the caller's part: every command that reached the system must be in the
 //! history, those of unknown outcome included; otherwise a correct answer may seem inexplicable.
 //!

@@ -1,6 +1,7 @@
 //! The clients: one operation at a time each, through any node, and what became of each.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use super::world::{What, World};
 use crate::error::{Error, Outcome, Result};
 use crate::node::event::{Applied, Event, Freshness, Proposal, Read};
 use crate::reply::{Waiter, reply};
+use crate::testing::text::shown;
 use crate::types::{Index, NodeId};
 
 /// What was asked.
@@ -28,6 +30,26 @@ pub(super) enum Came {
     Rejected(String),
     NotApplied(String),
     Unknown(String),
+}
+
+impl fmt::Display for Ask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Write(command) => write!(f, "writes {}", shown(command)),
+            Self::Read { query, freshness } => write!(f, "reads {} ({freshness:?})", shown(query)),
+        }
+    }
+}
+
+impl fmt::Display for Came {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ok(applied) => write!(f, "{} at index {}", shown(&applied.data), applied.index),
+            Self::Rejected(reason) => write!(f, "rejected: {reason}"),
+            Self::NotApplied(reason) => write!(f, "not applied: {reason}"),
+            Self::Unknown(reason) => write!(f, "unknown: {reason}"),
+        }
+    }
 }
 
 /// An operation that has come to an end.
@@ -178,7 +200,10 @@ impl World {
             Err(e) if e.outcome() == Outcome::NotApplied => Came::NotApplied(e.to_string()),
             Err(e) => Came::Unknown(e.to_string()),
         };
-        self.note(|| format!("client {} at node {}: {:?}: {came:?}", op.client, op.node, op.ask));
+        if let Came::Ok(applied) = &came {
+            self.stats.digest_answer(&applied.data);
+        }
+        self.note(|| format!("client {} at node {} {}: {came}", op.client, op.node, op.ask));
         let ended = self.stats.events;
         let Asked { client, ask, invoked, began, burst, .. } = op;
         self.clients.done.push(Record { client, ask, invoked, began, ended, came });

@@ -179,7 +179,7 @@ impl World {
 
     fn assemble(&mut self, id: NodeId, opened: Opened) -> Result<Running> {
         let wiped = std::mem::take(&mut self.at(id).wiped);
-        let store = (self.subject.make)(id, wiped);
+        let store = self.caller.make(&self.subject, id, wiped);
         let applied = store.applied();
         let snapshot = opened.recovered.snapshot.map_or(0, |s| s.position.index);
         let behind = applied.is_some_and(|a| a < snapshot && a > 0);

@@ -1,18 +1,42 @@
 //! Makes a failing plan small: fewer kinds of faults, fewer faults, less time, as long as it fails.
 
+use super::check::told;
 use super::plan::{FAULTS, Knob, Plan};
 use super::report::{Failure, Report};
+use super::run_traced;
+use super::subject::{Subject, mixed};
+use super::trace::Trace;
 
 /// Runs that a minimisation may take.
 const MOST_RUNS: u64 = 400;
 
-/// A smaller plan that fails as well, and how; None when this plan does not fail. `run` is
-/// [`super::run`], or [`super::run_with`] a subject of one's own.
-pub fn minimise(
-    plan: &Plan,
+/// A smaller plan that fails as well, and how, with everything that happened in its trace; None
+/// when this plan does not fail.
+pub fn minimise(plan: &Plan) -> Option<Box<Failure>> {
+    smallest(plan, mixed)
+}
+
+/// The same with a Store and workload of one's own. A call that hangs is not made smaller: each
+/// run would take as long.
+pub fn minimise_with(plan: &Plan, subject: impl Fn() -> Subject) -> Option<Box<Failure>> {
+    smallest(plan, |_| subject())
+}
+
+fn smallest(plan: &Plan, subject: impl Fn(&Plan) -> Subject) -> Option<Box<Failure>> {
+    let run = |plan: &Plan| run_traced(plan, subject(plan), Trace::default());
+    let first = run(plan).err()?;
+    if first.hung {
+        return Some(first);
+    }
+    let smallest = smaller(first, run);
+    let plan = smallest.plan.clone();
+    Some(told(smallest, || subject(&plan)))
+}
+
+fn smaller(
+    mut smallest: Box<Failure>,
     run: impl Fn(&Plan) -> Result<Report, Box<Failure>>,
-) -> Option<Box<Failure>> {
-    let mut smallest = run(plan).err()?;
+) -> Box<Failure> {
     let mut runs = 1;
     let mut attempt = |plan: &Plan, smallest: &mut Box<Failure>| {
         if runs >= MOST_RUNS {
@@ -20,6 +44,9 @@ pub fn minimise(
         }
         runs += 1;
         let Err(failure) = run(plan) else { return false };
+        if failure.hung {
+            return false;
+        }
         *smallest = failure;
         true
     };
@@ -38,7 +65,7 @@ pub fn minimise(
         }
     }
     leave_out_faults(&mut smallest, &mut attempt);
-    Some(smallest)
+    smallest
 }
 
 /// One step towards a simpler plan.

@@ -6,7 +6,18 @@
 //! elect a leader, write, agree, and hold every write that was ever acknowledged. Every answer that
 //! a client got is held against the log: writes and reads are linearizable, or the run fails.
 //!
-//! The same [`Plan`] gives the same run everywhere, so that a failure is replayed by one line.
+//! The same [`Plan`] gives the same run everywhere, so that a failure is replayed by one line, which
+//! it prints:
+//!
+//! - `RAFTLINE_SEED=7 cargo test my_test` runs the plan that this seed draws, alone;
+//! - `RAFTLINE_PLAN='seed=7 nodes=3 ..' cargo test my_test` runs any plan;
+//! - `RAFTLINE_MINIMISE=1` before either looks for a smaller plan that fails as well (some hundred
+//!   runs), and tells that failure;
+//! - `panic!("{failure:#}")` shows everything that happened, `{failure}` the end of it.
+//!
+//! [`replay_with`] and [`minimise_with`] do the same by call. A call of the Store that does not come
+//! back within a minute (`RAFTLINE_PATIENCE=5`: five seconds) ends the run with the name of the call;
+//! the thread that hangs is left behind.
 //!
 //! Your own Store under the simulator:
 //!
@@ -34,12 +45,41 @@
 //!     let command = |rng: &mut raftline::testing::rng::Rng| vec![7; 1 + rng.below(9) as usize];
 //!     Subject::new(|| Sum(0), command, |_| Vec::new())
 //! };
-//! if let Err(failure) = sim::check(sim::seeds(3), subject) {
-//!     panic!("{failure}");
-//! }
+//! let summary = sim::check(sim::seeds(3), subject).unwrap_or_else(|failure| panic!("{failure}"));
+//! println!("{summary}");
 //! ```
+//!
+//! What a failure names:
+//!
+//! | | what must hold |
+//! | --- | --- |
+//! | I1 | at most one leader per term |
+//! | I2 | the durable vote of a term never changes, the durable term never goes back |
+//! | I3 | the same index and term name the same entry on every disk |
+//! | I4 | a leader holds every committed entry |
+//! | I5 | replicas that applied the same commands gave the same answers and give them to queries |
+//! | I6 | a committed entry is on a quorum's disks, and never changes |
+//! | I7 | within a run of a process, term, commit, applied and compacted never go back |
+//! | I8 | compacted <= emitted to the Store <= commit <= last |
+//! | I9 | no message leaves before what it says is durable |
+//! | I10 | an acknowledged write is in the log, a refused one is not, one of unknown outcome at most as often as it was asked |
+//! | I11 | exactly once per session; there are no sessions yet |
+//! | I12 | writes and reads are linearizable: their indices respect real time, their answers are those of the log |
+//! | I13 | memberships agree and are the fold of the log; ids are never used again |
+//! | I14 | whoever waits for a decided proposal is answered |
+//! | I15 | a healed majority has a leader within ten election timeouts and a fresh write within twenty |
+//! | I16 | a peer that waits for a snapshot is sent one |
+//! | R.., H.. | the ordering rules and hazards of the engine that ARCHITECTURE.md and the code speak of |
+//! | gate | no message of an honest member is refused as hostile |
+//!
+//! With a Store of one's own, I5 and I12 are what its mistakes break: replicas that differ, because
+//! `apply` is not deterministic or a snapshot leaves something out. A Store that stops its node, by
+//! an error or a panic, without having been told to, is named with its command.
+#![doc = include_str!("knobs.md")]
 
+mod caller;
 mod calls;
+mod check;
 mod churn;
 mod clients;
 mod disk;
@@ -65,19 +105,20 @@ mod values;
 mod verdict;
 mod world;
 
-use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use trace::Trace;
 use world::World;
 
+pub use check::{check, seeds};
 pub use marks::{Mark, Marks};
-pub use minimise::minimise;
+pub use minimise::{minimise, minimise_with};
 pub use plan::{FAULTS, Knob, Plan};
 pub use report::{Failure, Report, Stats, Summary};
 pub use subject::Subject;
 
-use crate::store::panic_text;
+use crate::testing::contain::contained;
+use crate::testing::watch::{Calls, patience, watched};
 
 /// Runs a plan with the simulator's own Store and workload.
 ///
@@ -92,8 +133,7 @@ pub fn run(plan: &Plan) -> Result<Report, Box<Failure>> {
 /// # Errors
 /// What did not hold.
 pub fn replay(plan: &Plan) -> Result<(Report, String), Box<Failure>> {
-    let trace = Trace::recording();
-    run_traced(plan, subject::mixed(plan), trace.clone()).map(|report| (report, trace.text()))
+    replay_with(plan, subject::mixed(plan))
 }
 
 /// Runs a plan with a Store and workload of one's own.
@@ -104,57 +144,59 @@ pub fn run_with(plan: &Plan, subject: Subject) -> Result<Report, Box<Failure>> {
     run_traced(plan, subject, Trace::default())
 }
 
-/// The seeds of a test run: this many, or the one that the environment variable `RAFTLINE_SEED`
-/// names, to replay it alone.
-///
-/// # Panics
-/// When the variable is no number: running other seeds would look as if the failure were gone.
-pub fn seeds(count: u64) -> Range<u64> {
-    let Ok(text) = std::env::var("RAFTLINE_SEED") else { return 0..count };
-    match text.parse::<u64>() {
-        Ok(seed) => seed..seed.saturating_add(1),
-        Err(_) => panic!("RAFTLINE_SEED={text} is not a number; a whole plan goes to run_with"),
-    }
-}
-
-/// Runs the plans of these seeds with a Store and workload of one's own; what they came to.
+/// The same, with everything that happens in the failure's trace, or beside the report. The line
+/// of a plan is one by `parse`: `replay_with(&"seed=7 nodes=3 ..".parse()?, subject())`.
 ///
 /// # Errors
-/// What did not hold first, with everything that happened before in its trace. `RAFTLINE_SEED`
-/// and [`seeds`] run that seed alone, [`run_with`] any plan.
-pub fn check(
-    seeds: impl IntoIterator<Item = u64>,
-    subject: impl Fn() -> Subject,
-) -> Result<Summary, Box<Failure>> {
-    let mut summary = Summary::default();
-    for seed in seeds {
-        let plan = Plan::draw(seed);
-        match run_with(&plan, subject()) {
-            Ok(report) => summary.add(&report),
-            // The same run once more, told in full.
-            Err(failure) => match run_traced(&plan, subject(), Trace::recording()) {
-                Ok(_) => return Err(failure),
-                Err(told) => return Err(told),
-            },
-        }
-    }
-    Ok(summary)
+/// What did not hold.
+pub fn replay_with(plan: &Plan, subject: Subject) -> Result<(Report, String), Box<Failure>> {
+    let trace = Trace::recording();
+    run_traced(plan, subject, trace.clone()).map(|report| (report, trace.text()))
 }
 
 fn run_traced(plan: &Plan, subject: Subject, trace: Trace) -> Result<Report, Box<Failure>> {
-    let ran = catch_unwind(AssertUnwindSafe(|| {
-        let mut world = World::new(plan, subject, trace.clone());
-        world.run();
-        let simulated = world.now();
-        Report {
+    run_within(patience(), plan, subject, trace)
+}
+
+/// Runs on a thread of its own, because a Store may hang.
+fn run_within(
+    patience: Duration,
+    plan: &Plan,
+    subject: Subject,
+    trace: Trace,
+) -> Result<Report, Box<Failure>> {
+    let (of_plan, of_trace) = (plan.clone(), trace.clone());
+    let ran = watched(patience, move |calls| run_here(&of_plan, subject, of_trace, calls));
+    ran.unwrap_or_else(|hang| {
+        let reason = format!("{}: {}", caller::who(hang.place.0), hang.text);
+        let (at, trace) = (trace.now(), trace.text());
+        Err(Box::new(Failure { plan: plan.clone(), at, reason, trace, hung: true, digest: 0 }))
+    })
+}
+
+fn run_here(
+    plan: &Plan,
+    subject: Subject,
+    trace: Trace,
+    calls: &Calls,
+) -> Result<Report, Box<Failure>> {
+    let mut world = World::new(plan, subject, trace.clone(), calls.clone());
+    match contained(|| world.run()) {
+        Ok(()) => Ok(Report {
             plan: plan.clone(),
-            simulated,
+            simulated: world.now(),
             stats: world.stats.clone(),
             marks: world.marks.clone(),
+        }),
+        Err(panicked) => {
+            let at = trace.now();
+            let place = panicked.place.as_deref().unwrap_or("an unknown place");
+            trace.line(at, || format!("FAILED, as {place} says"));
+            // What the simulator says itself needs no place.
+            let its_own = panicked.place.as_ref().is_some_and(|p| p.contains("src/testing/sim/"));
+            let reason = if its_own { panicked.text } else { panicked.to_string() };
+            let (trace, digest) = (trace.text(), world.stats.digest);
+            Err(Box::new(Failure { plan: plan.clone(), at, reason, trace, hung: false, digest }))
         }
-    }));
-    ran.map_err(|panic| {
-        let reason = panic_text(&*panic);
-        Box::new(Failure { plan: plan.clone(), at: trace.now(), reason, trace: trace.text() })
-    })
+    }
 }

@@ -14,6 +14,7 @@ use crate::driver::batch::{Answers, Batch};
 use crate::error::Error;
 use crate::node::Node;
 use crate::node::probe::Probe;
+use crate::testing::text::{Answer, shown};
 use crate::types::{
     ConfState, Incarnation, Index, MemberRole, Membership, Message, MessageType, NodeId, Position,
     RaftId, SnapshotMeta, Term,
@@ -35,7 +36,8 @@ pub(super) struct Oracle {
     committed: BTreeMap<Index, Entry>,
     /// The commands of each committed entry that a Store was given.
     pub(super) log: BTreeMap<Index, Vec<Bytes>>,
-    answers: BTreeMap<Index, u64>,
+    /// What a Store answered to each, and whose it was.
+    answers: BTreeMap<Index, (NodeId, Vec<Answer>)>,
     /// Every entry that came to any disk.
     written: BTreeMap<(Index, Term), u64>,
     pub(super) memberships: BTreeMap<Index, Membership>,
@@ -358,21 +360,29 @@ impl Oracle {
         answers: &Answers,
         marks: &mut Marks,
     ) {
-        let mut digests: BTreeMap<Index, u64> = BTreeMap::new();
-        for (p, answer) in batch.proposals.iter().zip(answers) {
-            let digest = digests.entry(p.index).or_insert(DIGEST);
-            *digest = match answer {
-                Ok(data) => mix(*digest, data),
-                Err(Error::Rejected(reason)) => {
-                    marks.hit(Mark::Rejected);
-                    mix(*digest ^ 1, reason.as_bytes())
-                }
-                Err(e) => mix(*digest ^ 2, e.to_string().as_bytes()),
-            };
+        let answered = || batch.proposals.iter().zip(answers);
+        let mut entries: BTreeMap<Index, Vec<Answer>> = BTreeMap::new();
+        for (p, answer) in answered() {
+            marks.hit_if(Mark::Rejected, matches!(answer, Err(Error::Rejected(_))));
+            entries.entry(p.index).or_default().push(answer.into());
         }
-        for (index, digest) in digests {
-            let known = *self.answers.entry(index).or_insert(digest);
-            assert_eq!(known, digest, "I5: the Store of node {id} differs at {index}");
+        for (index, found) in entries {
+            let (other, known) = self.answers.entry(index).or_insert_with(|| (id, found.clone()));
+            let of_entry = answered().filter(|(p, _)| p.index == index);
+            for ((p, _), (known, found)) in of_entry.zip(known.iter().zip(&found)) {
+                let (known_text, found_text) =
+                    if known == found { continue } else { known.pair(found) };
+                let whose = match *other == id {
+                    true => "before it was started again it answered".to_owned(),
+                    false => format!("that of node {other} answered"),
+                };
+                panic!(
+                    "I5: the Store of node {id} answers the command {} at index {index} with \
+                     {found_text}; {whose} {known_text}",
+                    shown(p.data)
+                );
+            }
+            assert_eq!(known.len(), found.len(), "I5: node {id} answers a part of entry {index}");
         }
     }
 

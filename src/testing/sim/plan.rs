@@ -11,7 +11,7 @@ macro_rules! knobs {
         /// A choice that a run makes.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Knob {
-            $(#[doc = $doc] $knob,)*
+            $(#[doc = concat!("`", $name, "`: ", $doc)] $knob,)*
         }
 
         impl Knob {
@@ -249,22 +249,43 @@ impl fmt::Display for Plan {
 impl FromStr for Plan {
     type Err = String;
 
+    /// A plan's line, or the number of a seed.
     fn from_str(line: &str) -> Result<Self, String> {
+        let wanted = |what: String| {
+            format!(
+                "{what}; wanted is a seed, such as 7, or a plan, such as seed=7 nodes=3 kill=2000"
+            )
+        };
+        if let Ok(seed) = line.trim().parse() {
+            return Ok(Self::draw(seed));
+        }
+        if !line.contains('=') {
+            return Err(wanted(format!("{line:?} is neither a seed nor a plan")));
+        }
         let mut plan = Self::calm(0);
         for word in line.split_whitespace() {
-            let (name, value) = word.split_once('=').ok_or(format!("{word}: no value"))?;
+            let Some((name, value)) = word.split_once('=') else {
+                return Err(wanted(format!("{word:?} has no value")));
+            };
+            let bad = |e| wanted(format!("{word:?}: {value:?} is not a number: {e}"));
             if name == "left_out" {
                 let all: Result<Vec<u64>, _> = value.split(',').map(str::parse).collect();
-                plan.left_out = all.map_err(|e| format!("{word}: {e}"))?;
+                plan.left_out = all.map_err(bad)?;
                 continue;
             }
-            let value = value.parse().map_err(|e| format!("{word}: {e}"))?;
+            let value = value.parse().map_err(bad)?;
             if name == "seed" {
                 plan.seed = value;
                 continue;
             }
-            let knob = Knob::ALL.iter().find(|k| k.name() == name);
-            plan.set(*knob.ok_or(format!("{name}: no such knob"))?, value);
+            let Some(knob) = Knob::ALL.iter().find(|k| k.name() == name) else {
+                let all: Vec<&str> = Knob::ALL.iter().map(|k| k.name()).collect();
+                return Err(format!(
+                    "{name:?} is no knob; there are seed, {}, left_out",
+                    all.join(", ")
+                ));
+            };
+            plan.set(*knob, value);
         }
         Ok(plan)
     }
@@ -282,8 +303,28 @@ mod tests {
             plan.left_out = vec![3, seed];
             assert_eq!(plan.to_string().parse::<Plan>().unwrap(), plan, "seed {seed}");
         }
-        assert!("seed=1 nonsense=2".parse::<Plan>().is_err());
-        assert!("seed".parse::<Plan>().is_err());
+        assert_eq!("7".parse(), Ok(Plan::draw(7)));
+        for (line, complaint) in [
+            ("seed=1 nonsense=2", "\"nonsense\" is no knob; there are seed, nodes, "),
+            ("4x", "\"4x\" is neither a seed nor a plan; wanted is a seed, such as 7, or a plan"),
+            ("seed=1 nodes", "\"nodes\" has no value; wanted is"),
+            ("seed=x", "\"seed=x\": \"x\" is not a number: "),
+            ("left_out=1,,2", "\"left_out=1,,2\": \"1,,2\" is not a number: "),
+        ] {
+            let error = line.parse::<Plan>().unwrap_err();
+            assert!(error.starts_with(complaint), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_knob_is_explained() {
+        let page = include_str!("knobs.md");
+        for knob in Knob::ALL {
+            let calm = format!("| `{}` | {} | ", knob.name(), knob.calm());
+            let begin =
+                if FAULTS.contains(knob) { format!("| `{}` | ", knob.name()) } else { calm };
+            assert!(page.contains(&begin), "{begin} is missing from knobs.md");
+        }
     }
 
     #[test]

@@ -3,12 +3,16 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::marks::Marks;
+use super::marks::{Mark, Marks};
 use super::plan::{FAULTS, Knob, Plan};
 use super::schedule::{SECOND, Time};
 use super::subject::mix;
 use crate::node::probe::Probe;
+use crate::testing::again;
 use crate::types::NodeId;
+
+/// Lines of a trace that a failure shows.
+const TRACE_LINES: usize = 12;
 
 /// Counts of one run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,9 +51,22 @@ impl Stats {
         self.digest = all.iter().fold(self.digest, |d, n| mix(d, &n.to_le_bytes()));
     }
 
+    /// An answer that a client got.
+    pub(super) fn digest_answer(&mut self, answer: &[u8]) {
+        self.digest = mix(self.digest, answer);
+    }
+
     /// How many faults of a kind there were.
     pub fn faults(&self, knob: Knob) -> u64 {
         self.faults.get(knob as usize).copied().unwrap_or(0)
+    }
+
+    /// `kill 3, cut 12`.
+    fn fault_list(&self) -> String {
+        let kinds = FAULTS.iter().filter(|k| self.faults(**k) > 0);
+        let kinds: Vec<String> =
+            kinds.map(|k| format!("{} {}", k.name(), self.faults(*k))).collect();
+        kinds.join(", ")
     }
 
     fn add(&mut self, other: &Self) {
@@ -83,7 +100,8 @@ pub struct Report {
     pub marks: Marks,
 }
 
-/// A run in which something did not hold.
+/// A run in which something did not hold. Its `Display` says what, shows the end of the trace, and
+/// the line that runs it again; `{:#}` shows the whole trace.
 #[derive(Clone, Debug)]
 pub struct Failure {
     /// What was run; replays it.
@@ -94,18 +112,68 @@ pub struct Failure {
     pub reason: String,
     /// What happened before, if it was recorded.
     pub trace: String,
+    /// A call of the Store has not come back: the run has no end.
+    pub hung: bool,
+    /// Identifies the run up to there.
+    pub digest: u64,
+}
+
+impl Failure {
+    /// What did not hold, when, and of which plan, without its trace.
+    pub fn what(&self) -> String {
+        let seconds = self.at as f64 / SECOND as f64;
+        format!(
+            "{}\n  after {seconds:.3} virtual seconds of the plan\n  {}",
+            self.reason, self.plan
+        )
+    }
+
+    /// Whether it is the same failure of the same run.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        (self.at, &self.reason, self.digest) == (other.at, &other.reason, other.digest)
+    }
+
+    /// What a Store that fails like this is likely to do.
+    fn advice(&self) -> Option<&'static str> {
+        let differs = self.reason.starts_with("I5:") || self.reason.starts_with("I12:");
+        differs.then_some(
+            "replicas of a Store differ when apply depends on anything but state and command \
+             (time, randomness, the order of a HashMap, threads), or when a snapshot or restore \
+             leaves something out; store_suite tells which",
+        )
+    }
+
+    fn write_trace(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<&str> = self.trace.lines().collect();
+        let shown = match f.alternate() {
+            true => lines.as_slice(),
+            false => lines.get(lines.len().saturating_sub(TRACE_LINES)..).unwrap_or_default(),
+        };
+        if shown.is_empty() {
+            return Ok(());
+        }
+        let all =
+            if shown.len() < lines.len() { ", the end of it (print {:#} for all)" } else { "" };
+        write!(f, "\n  what happened, by virtual seconds{all}:")?;
+        shown.iter().try_for_each(|line| write!(f, "\n  {line}"))
+    }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = self.at as f64 / SECOND as f64;
-        write!(
-            f,
-            "{}\n  after {seconds:.3} virtual seconds of the plan\n  {}",
-            self.reason, self.plan
-        )?;
-        if self.plan == Plan::draw(self.plan.seed) {
-            write!(f, "\n  replay: RAFTLINE_SEED={}", self.plan.seed)?;
+        f.write_str(&self.what())?;
+        if let Some(advice) = self.advice() {
+            write!(f, "\n  {advice}")?;
+        }
+        self.write_trace(f)?;
+        let drawn = self.plan == Plan::draw(self.plan.seed);
+        let line = match drawn {
+            true => again::by_seed(self.plan.seed),
+            false => again::by_plan(&self.plan),
+        };
+        write!(f, "\n  again: {line}")?;
+        if drawn && !self.hung {
+            write!(f, "\n  smaller: {}", again::smaller(&line))?;
         }
         Ok(())
     }
@@ -152,13 +220,11 @@ impl Summary {
         self.simulated as f64 / SECOND as f64 / 3600.0
     }
 
-    /// One line for people: what was run, in how much time.
+    /// One line for logs: what was run, in how much time.
     pub fn line(&self, wall: Duration, threads: usize) -> String {
         let s = &self.stats;
         let real = wall.as_secs_f64().max(1e-9);
         let ratio = self.simulated as f64 / SECOND as f64 / real / threads.max(1) as f64;
-        let kinds = FAULTS.iter().filter(|k| s.faults(**k) > 0);
-        let kinds: Vec<String> = kinds.map(|k| format!("{} {}", k.name(), s.faults(*k))).collect();
         format!(
             "{} seeds ({} with churn), {:.1} simulated hours in {real:.0} s, {ratio:.0}x real time \
              per core; {} operations ({} ok; by values alone, {} runs undecided), {} membership changes, {} starts, {} messages, {} \
@@ -173,8 +239,36 @@ impl Summary {
             s.starts,
             s.messages,
             s.syncs,
-            kinds.join(", "),
+            s.fault_list(),
             s.digest,
+        )
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let s = &self.stats;
+        let faults = match s.fault_list() {
+            none if none.is_empty() => "none".to_owned(),
+            list => list,
+        };
+        write!(
+            f,
+            "everything held in {} runs, which simulated {:.2} hours of clusters ({} of them with \
+             members that come and go): {} operations of clients, {} of them answered, {} starts \
+             of nodes, {} membership changes, {} messages, {} writes of logs. Faults: {faults}. \
+             Situations met: {} of {}.",
+            self.seeds,
+            self.hours(),
+            self.churned,
+            s.operations,
+            s.succeeded,
+            s.starts,
+            s.changes,
+            s.messages,
+            s.syncs,
+            Mark::ALL.len() - self.marks.missing().len(),
+            Mark::ALL.len(),
         )
     }
 }

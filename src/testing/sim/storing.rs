@@ -2,20 +2,19 @@
 //! the order in which they were emitted.
 
 use std::collections::BTreeSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use futures::FutureExt;
 
 use super::machine::Mischief;
 use super::marks::Mark;
 use super::plan::Knob;
 use super::schedule::Time;
 use super::world::{What, World};
-use crate::driver::batch::{Batch, answer, judge};
+use crate::driver::batch::{Answers, Batch, Panic, answer, judge};
 use crate::driver::capture::write_snapshot;
 use crate::error::Error;
 use crate::node::effect::{Committed, Effect};
 use crate::node::event::{Applied, Event, Read};
+use crate::testing::contain::last_place;
+use crate::testing::text::{shown, shown_all};
 use crate::types::{Membership, NodeId, Position, SnapshotMeta};
 
 /// How a call of a Store ends for its node.
@@ -78,10 +77,14 @@ impl World {
             let answers = match mischief {
                 Some(Mischief::Panic) => Err(Box::new("as told") as Box<_>),
                 Some(Mischief::Fail) => Ok(vec![Err(Error::fatal("as told"))]),
-                None => catch_unwind(AssertUnwindSafe(|| {
-                    wait(&self.runtime, r.store.apply_batch(&batch.proposals))
-                })),
+                None => {
+                    let commands = batch.proposals.iter().map(|p| p.data);
+                    let call = r.store.apply_batch(&batch.proposals);
+                    let called = self.caller.call(id, "apply_batch", commands, call);
+                    called.map_err(|panicked| Box::new(panicked.to_string()) as Panic)
+                }
             };
+            let blame = blame(&batch, &answers);
             let (answers, failure) = judge(&batch.proposals, answers);
             if failure.is_none() {
                 self.oracle.answered(id, &batch, &answers, &mut self.marks);
@@ -92,7 +95,13 @@ impl World {
             if let Some((_, error)) = failure {
                 self.marks.hit_if(Mark::StoreErrorStops, mischief == Some(Mischief::Fail));
                 self.marks.hit_if(Mark::StorePanicStops, mischief == Some(Mischief::Panic));
-                return Err(error.to_string());
+                // The remedy is for nodes that are not simulated.
+                return Err(match error {
+                    Error::StoreFailed { index, reason, .. } => {
+                        format!("its Store failed at index {index}: {reason}{blame}")
+                    }
+                    error => format!("{error}{blame}"),
+                });
             }
             r.applied = last;
             self.complete(id, epoch, Event::Applied { index: last });
@@ -109,7 +118,7 @@ impl World {
                 reply.send(Ok(Applied { index, data: Vec::new() }));
                 continue;
             };
-            let data = wait(&self.runtime, r.store.query(&query));
+            let data = self.caller.must(id, "query", Some(&query), r.store.query(&query));
             reply.send(data.map(|data| Applied { index, data }));
         }
         Ok(())
@@ -126,7 +135,7 @@ impl World {
         let delay = Self::around(&mut self.chance.disk, 4 * self.plan.get(Knob::DiskUs));
         let Some(r) = self.machines.get_mut(&id).and_then(|m| m.running()) else { return Ok(()) };
         r.applied = r.applied.max(position.index);
-        match wait(&self.runtime, r.store.snapshot()) {
+        match self.caller.must(id, "snapshot", None, r.store.snapshot()) {
             Ok(data) => {
                 r.captures += 1;
                 let what = What::Captured(id, epoch, position, Box::new(membership), data);
@@ -171,21 +180,30 @@ impl World {
         let Some(r) = self.machines.get_mut(&id).and_then(|m| m.running()) else { return Ok(()) };
         let reader = r.snapshots.open_snapshot(meta.position);
         let data = reader.and_then(|r| r.read_all()).map_err(|e| e.to_string())?;
-        wait(&self.runtime, r.store.restore(&data)).map_err(|e| e.to_string())?;
+        let call = r.store.restore(&data);
+        let restored = self.caller.must(id, "restore", Some(&data), call);
+        restored.map_err(|e| format!("restore of {}: {e}", shown(&data)))?;
         r.applied = index;
+        self.note(|| format!("the Store of node {id} restores the snapshot at {index}"));
         self.hit(Mark::SnapshotInstalled);
         self.complete(id, epoch, Event::Installed { index });
         Ok(())
     }
 }
 
-/// The outcome of a Store's call; most are ready at once.
-pub(super) fn wait<F: Future>(runtime: &tokio::runtime::Runtime, call: F) -> F::Output {
-    // A Store may use timers: their clock is paused, and runs when nothing else is to do.
-    let _in = runtime.enter();
-    let mut call = Box::pin(call);
-    match call.as_mut().now_or_never() {
-        Some(output) => output,
-        None => runtime.block_on(call),
+/// Which command a Store has failed at, as far as it can be told.
+fn blame(batch: &Batch<'_>, answers: &Result<Answers, Panic>) -> String {
+    let is_failure = |a: &Result<_, _>| !matches!(a, Ok(_) | Err(Error::Rejected(_)));
+    match answers {
+        Err(_) => format!("; the batch was {}", shown_all(batch.proposals.iter().map(|p| p.data))),
+        Ok(answers) => {
+            let failed = answers.iter().position(is_failure);
+            let Some(p) = failed.and_then(|at| batch.proposals.get(at)) else {
+                return String::new();
+            };
+            // The default `apply_batch` has caught it.
+            let place = last_place().map(|place| format!(" (at {place})")).unwrap_or_default();
+            format!("{place}; the command was {}", shown(p.data))
+        }
     }
 }

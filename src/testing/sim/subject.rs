@@ -19,9 +19,9 @@ use crate::types::{Index, NodeId};
 
 /// Makes the Store of a machine at its start; `wiped`: its disk is new, so a Store that is durable
 /// by itself must have forgotten everything, too. Machine 0 is the reference replica.
-type Make = Box<dyn Fn(NodeId, bool) -> Box<dyn Store>>;
+type Make = Box<dyn Fn(NodeId, bool) -> Box<dyn Store> + Send>;
 /// Draws the bytes of the operation with this number.
-type Draw = Box<dyn FnMut(&mut Rng, u64) -> Vec<u8>>;
+type Draw = Box<dyn FnMut(&mut Rng, u64) -> Vec<u8> + Send>;
 
 /// A Store and its workload.
 pub struct Subject {
@@ -39,27 +39,30 @@ impl fmt::Debug for Subject {
 }
 
 impl Subject {
-    /// A Store in memory: made empty, filled by snapshot and log.
+    /// A Store in memory: made empty, filled by snapshot and log. `command` and `query` draw the
+    /// bytes that its clients send.
     pub fn new<S: Store>(
-        make: impl Fn() -> S + 'static,
-        mut command: impl FnMut(&mut Rng) -> Vec<u8> + 'static,
-        mut query: impl FnMut(&mut Rng) -> Vec<u8> + 'static,
+        make: impl Fn() -> S + Send + 'static,
+        command: impl FnMut(&mut Rng) -> Vec<u8> + Send + 'static,
+        query: impl FnMut(&mut Rng) -> Vec<u8> + Send + 'static,
     ) -> Self {
-        Self {
-            make: Box::new(move |_, _| Box::new(make())),
-            command: Box::new(move |rng, _| command(rng)),
-            query: Box::new(move |rng, _| query(rng)),
-            mixed: false,
-        }
+        Self::durable(move |_, _| make(), command, query)
     }
 
     /// A Store that is durable by itself (`Store::applied` is Some): `open` gives that of a
     /// machine back as its disk would hold it after a crash, or an empty one when `wiped`.
     /// Machine 0 is a replica that the simulator compares with; it is always opened wiped.
-    #[must_use]
-    pub fn durable<S: Store>(mut self, open: impl Fn(NodeId, bool) -> S + 'static) -> Self {
-        self.make = Box::new(move |id, wiped| Box::new(open(id, wiped)));
-        self
+    pub fn durable<S: Store>(
+        open: impl Fn(NodeId, bool) -> S + Send + 'static,
+        mut command: impl FnMut(&mut Rng) -> Vec<u8> + Send + 'static,
+        mut query: impl FnMut(&mut Rng) -> Vec<u8> + Send + 'static,
+    ) -> Self {
+        Self {
+            make: Box::new(move |id, wiped| Box::new(open(id, wiped))),
+            command: Box::new(move |rng, _| command(rng)),
+            query: Box::new(move |rng, _| query(rng)),
+            mixed: false,
+        }
     }
 }
 

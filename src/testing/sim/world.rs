@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use super::caller::Caller;
 use super::calls::Calls;
 use super::churn::Churn;
 use super::clients::Clients;
@@ -23,6 +24,7 @@ use crate::config::Config;
 use crate::node::effect::Effect;
 use crate::node::event::Event;
 use crate::testing::rng::Rng;
+use crate::testing::watch;
 use crate::types::{Index, Membership, NodeId, Position};
 
 /// Something that is going to happen.
@@ -84,18 +86,13 @@ pub(super) struct World {
     pub(super) stats: Stats,
     pub(super) trace: Trace,
     pub(super) subject: Subject,
-    pub(super) runtime: tokio::runtime::Runtime,
+    pub(super) caller: Caller,
     /// The second phase: no faults any more.
     pub(super) healed: bool,
 }
 
 impl World {
-    pub(super) fn new(plan: &Plan, subject: Subject, trace: Trace) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .expect("a runtime without IO needs nothing of the system");
+    pub(super) fn new(plan: &Plan, subject: Subject, trace: Trace, watched: watch::Calls) -> Self {
         let mut seeds = Rng::new(plan.seed);
         let mut next = || Rng::new(seeds.next_u64());
         Self {
@@ -114,7 +111,7 @@ impl World {
             stats: Stats::default(),
             trace,
             subject,
-            runtime,
+            caller: Caller::new(watched),
             healed: false,
             plan: plan.clone(),
         }

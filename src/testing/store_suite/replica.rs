@@ -1,48 +1,29 @@
 //! One Store under test: every call contained, every answer made comparable.
 
-use std::fmt;
-use std::future::Future;
-use std::panic::AssertUnwindSafe;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
 
-use futures::FutureExt;
 use futures::future::join_all;
 
+use super::super::contain::{contained_future, last_place};
+use super::super::text::{Answer, shown, shown_all};
+use super::super::watch::Calls;
 use super::Law;
 use super::script::Entry;
-use crate::error::Error;
-use crate::store::{Committed, Store, panic_text};
+use crate::store::{Committed, Store};
 use crate::types::Index;
 
 /// A law that was broken, before it is known where.
 pub(super) type Fault = (Law, String);
 
-/// An answer, comparable.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) enum Answer {
-    Ok(Vec<u8>),
-    Rejected(String),
-    /// Of a query only.
-    Failed(String),
-}
-
-impl fmt::Debug for Answer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ok(bytes) => write!(f, "\"{}\"", bytes.escape_ascii()),
-            Self::Rejected(reason) => write!(f, "rejected: {reason}"),
-            Self::Failed(reason) => write!(f, "failed: {reason}"),
-        }
-    }
-}
-
-impl From<Result<Vec<u8>, Error>> for Answer {
-    fn from(answer: Result<Vec<u8>, Error>) -> Self {
-        match answer {
-            Ok(bytes) => Self::Ok(bytes),
-            Err(Error::Rejected(reason)) => Self::Rejected(reason),
-            Err(error) => Self::Failed(error.to_string()),
-        }
-    }
+/// How far a seed has come, and where its calls are told of.
+#[derive(Debug)]
+pub(super) struct Progress {
+    pub(super) calls: Calls,
+    pub(super) seed: u64,
+    /// Entries applied in the life at hand.
+    pub(super) step: Cell<usize>,
 }
 
 /// The answers to all queries: the state, as clients see it.
@@ -54,11 +35,9 @@ pub(super) struct Replica<S> {
     pub(super) durable: bool,
     /// What `applied` said last.
     pub(super) claimed: Index,
-}
-
-async fn contained<T>(what: &str, call: impl Future<Output = T>) -> Result<T, Fault> {
-    let result = AssertUnwindSafe(call).catch_unwind().await;
-    result.map_err(|panic| (Law::Total, format!("{what} panicked: {}", panic_text(&*panic))))
+    progress: Rc<Progress>,
+    /// What its clock goes on before each call, differently on each replica.
+    pace: Duration,
 }
 
 impl<S: Store> Replica<S> {
@@ -68,8 +47,11 @@ impl<S: Store> Replica<S> {
         durable: bool,
         claimed: Index,
         given: Index,
+        progress: &Rc<Progress>,
+        number: usize,
     ) -> Result<Self, Fault> {
-        let mut replica = Self { store, durable, claimed };
+        let pace = Duration::from_micros(number as u64 * 1700);
+        let mut replica = Self { store, durable, claimed, progress: progress.clone(), pace };
         replica.watch_applied(given)?;
         Ok(replica)
     }
@@ -100,11 +82,17 @@ impl<S: Store> Replica<S> {
     pub(super) async fn batch(&mut self, entries: &[Entry]) -> Result<Vec<Answer>, Fault> {
         let batch: Vec<Committed<'_>> = entries.iter().flat_map(Entry::committed).collect();
         let Some(last) = batch.last().map(|c| c.index) else { return Ok(Vec::new()) };
-        let answers = contained("apply_batch", self.store.apply_batch(&batch)).await?;
+        let commands = || batch.iter().map(|c| c.data);
+        let call = self.store.apply_batch(&batch);
+        let answers = contained(&self.progress, self.pace, "apply_batch", commands(), call).await?;
         let (given, asked) = (answers.len(), batch.len());
-        let answers = answers.into_iter().map(applied_answer).collect::<Result<Vec<_>, _>>()?;
+        let answers: Vec<Answer> = answers.iter().map(Answer::from).collect();
+        for (answer, c) in answers.iter().zip(&batch) {
+            judged(answer, c.data)?;
+        }
         if given != asked {
-            let text = format!("apply_batch gave {given} answers to {asked} commands");
+            let batch = shown_all(commands());
+            let text = format!("apply_batch gave {given} answers to {asked} commands: {batch}");
             return Err((Law::BatchIsOneByOne, text));
         }
         self.watch_applied(last)?;
@@ -119,8 +107,12 @@ impl<S: Store> Replica<S> {
         }
         let mut answers = Vec::with_capacity(entry.commands.len());
         for command in &entry.commands {
-            let answer = contained("apply", self.store.apply(command)).await?;
-            answers.push(applied_answer(answer)?);
+            let call = self.store.apply(command);
+            let answer =
+                contained(&self.progress, self.pace, "apply", [command.as_slice()], call).await?;
+            let answer = Answer::from(&answer);
+            judged(&answer, command)?;
+            answers.push(answer);
         }
         Ok(answers)
     }
@@ -129,35 +121,62 @@ impl<S: Store> Replica<S> {
     pub(super) async fn view(&self, queries: &[Vec<u8>]) -> Result<View, Fault> {
         let mut view = Vec::with_capacity(queries.len());
         for query in queries {
-            view.push(contained("query", self.store.query(query)).await?.into());
+            let call = self.store.query(query);
+            let answer =
+                contained(&self.progress, self.pace, "query", [query.as_slice()], call).await?;
+            view.push(Answer::from(&answer));
         }
         Ok(view)
     }
 
     /// The answers to the queries, asked at the same time.
     pub(super) async fn view_together(&self, queries: &[Vec<u8>]) -> Result<View, Fault> {
-        let calls = queries.iter().map(|query| self.store.query(query));
-        let answers = contained("query", join_all(calls)).await?;
-        Ok(answers.into_iter().map(Answer::from).collect())
+        let calls = join_all(queries.iter().map(|query| self.store.query(query)));
+        let all = queries.iter().map(Vec::as_slice);
+        let name = "query (several at once)";
+        let answers = contained(&self.progress, self.pace, name, all, calls).await?;
+        Ok(answers.iter().map(Answer::from).collect())
     }
 
     pub(super) async fn snapshot(&self) -> Result<Vec<u8>, Fault> {
-        let snapshot = contained("snapshot", self.store.snapshot()).await?;
+        let call = self.store.snapshot();
+        let snapshot = contained(&self.progress, self.pace, "snapshot", [], call).await?;
         snapshot.map_err(|e| (Law::Total, format!("snapshot failed: {e}")))
     }
 
     /// Restores a snapshot that was taken at an index.
     pub(super) async fn restore(&mut self, snapshot: &[u8], index: Index) -> Result<(), Fault> {
-        let restored = contained("restore", self.store.restore(snapshot)).await?;
-        restored.map_err(|e| (Law::Total, format!("restore failed: {e}")))?;
+        let call = self.store.restore(snapshot);
+        let restored = contained(&self.progress, self.pace, "restore", [snapshot], call).await?;
+        restored
+            .map_err(|e| (Law::Total, format!("restore of {} failed: {e}", shown(snapshot))))?;
         self.watch_applied(index)
     }
 }
 
+/// Makes a call: watched, its panic caught, the clock a little later than at the one before.
+async fn contained<'a, T>(
+    progress: &Progress,
+    pace: Duration,
+    name: &'static str,
+    arguments: impl IntoIterator<Item = &'a [u8]> + Clone,
+    call: impl Future<Output = T>,
+) -> Result<T, Fault> {
+    tokio::time::advance(pace).await;
+    let place = (progress.seed, progress.step.get() as u64);
+    let _under = progress.calls.enter(place, name, arguments.clone());
+    contained_future(call).await.map_err(|panicked| {
+        let of = shown_all(arguments);
+        let of = if of.is_empty() { of } else { format!(" of {of}") };
+        (Law::Total, format!("{name}{of} panicked: {panicked}"))
+    })
+}
+
 /// A rejection is an answer, any other error would stop the node.
-fn applied_answer(answer: Result<Vec<u8>, Error>) -> Result<Answer, Fault> {
-    match Answer::from(answer) {
-        Answer::Failed(reason) => Err((Law::Total, format!("a command failed: {reason}"))),
-        answer @ (Answer::Ok(_) | Answer::Rejected(_)) => Ok(answer),
-    }
+fn judged(answer: &Answer, command: &[u8]) -> Result<(), Fault> {
+    let Answer::Failed(reason) = answer else { return Ok(()) };
+    // The default `apply_batch` has caught it.
+    let place = last_place().map(|place| format!(" (at {place})")).unwrap_or_default();
+    let command = shown(command);
+    Err((Law::Total, format!("the command {command} makes the store fail: {reason}{place}")))
 }

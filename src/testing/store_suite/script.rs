@@ -1,6 +1,7 @@
 //! The random log and queries of a seed.
 
 use super::super::rng::Rng;
+use super::super::text::shown;
 use super::{Broken, Law};
 use crate::store::{Committed, Store};
 use crate::types::Index;
@@ -83,7 +84,11 @@ fn draw_command<S: Store>(
         let bytes = command(rng);
         let (first, second) = (S::check(&bytes).is_ok(), S::check(&bytes).is_ok());
         if first != second {
-            let detail = format!("check passed {bytes:?} {}", if first { "once" } else { "later" });
+            let detail = format!(
+                "check, asked twice about {}, {} it",
+                shown(&bytes),
+                if first { "passes and then refuses" } else { "refuses and then passes" }
+            );
             return Err(Broken { law: Law::CheckIsPure, seed, step: 0, detail });
         }
         if first {

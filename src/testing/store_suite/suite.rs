@@ -1,7 +1,12 @@
 //! The lives that a seed's Stores lead, each compared with the first.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use super::super::rng::Rng;
-use super::replica::{Answer, Fault, Replica, View};
+use super::super::text::{Answer, shown};
+use super::super::watch::Calls;
+use super::replica::{Fault, Progress, Replica, View};
 use super::script::{Entry, Script, draw};
 use super::{Broken, Law};
 use crate::store::Store;
@@ -12,23 +17,32 @@ const RESTORES: u64 = 3;
 
 /// Checks a Store with every seed.
 pub(super) fn run<S: Store>(
-    open: impl FnMut(usize) -> S,
+    mut open: impl FnMut(usize) -> S,
     durable: bool,
     mut command: impl FnMut(&mut Rng) -> Vec<u8>,
     mut query: impl FnMut(&mut Rng) -> Vec<u8>,
     seeds: impl IntoIterator<Item = u64>,
+    calls: &Calls,
 ) -> Result<(), Broken> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    // A clock that stands still unless the suite moves it: what sleeps costs no time, and a seed
+    // means the same on every machine.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     let total = |seed, detail| Broken { law: Law::Total, seed, step: 0, detail };
     let runtime = runtime.map_err(|e| total(0, format!("no runtime could be made: {e}")))?;
-    let (mut open, mut opened) = (open, 0);
+    let mut opened = 0;
     for seed in seeds {
         let mut rng = Rng::new(seed);
-        let script = draw::<S>(&mut rng, seed, &mut command, &mut query)?;
-        let mut suite = Suite { open: &mut open, durable, opened, script, rng, step: 0 };
+        let script = {
+            let _under = calls.enter((seed, 0), "drawing commands and queries", []);
+            draw::<S>(&mut rng, seed, &mut command, &mut query)?
+        };
+        let progress = Rc::new(Progress { calls: calls.clone(), seed, step: Cell::new(0) });
+        let open = &mut open;
+        let mut suite = Suite { open, durable, opened, script, rng, progress };
         let done = runtime.block_on(suite.all());
         opened = suite.opened;
-        let step = suite.step;
+        let step = suite.progress.step.get();
         done.map_err(|(law, detail)| Broken { law, seed, step, detail })?;
     }
     Ok(())
@@ -61,21 +75,22 @@ struct Suite<'a, F> {
     opened: usize,
     script: Script,
     rng: Rng,
-    /// Entries applied in the life at hand.
-    step: usize,
+    progress: Rc<Progress>,
 }
 
-fn same(law: Law, what: &str, expected: &[Answer], found: &[Answer]) -> Result<(), Fault> {
-    if expected == found {
-        return Ok(());
-    }
-    let at = (0..).find(|&n| expected.get(n) != found.get(n)).unwrap_or(0);
-    let shown = |answers: &[Answer]| match answers.get(at) {
-        Some(answer) => format!("{answer:?}"),
-        None => "nothing".to_owned(),
+/// The first of two lists of answers that differ, by number: found, instead of expected.
+fn difference(expected: &[Answer], found: &[Answer]) -> Option<(usize, String)> {
+    let longest = expected.len().max(found.len());
+    let at = (0..longest).find(|&n| expected.get(n) != found.get(n))?;
+    let (expected, found) = match (expected.get(at), found.get(at)) {
+        (Some(expected), Some(found)) => expected.pair(found),
+        (expected, found) => {
+            let shown =
+                |a: Option<&Answer>| a.map_or_else(|| "nothing".to_owned(), Answer::to_string);
+            (shown(expected), shown(found))
+        }
     };
-    let (expected, found) = (shown(expected), shown(found));
-    Err((law, format!("{what} number {at}: {found} instead of {expected}")))
+    Some((at, format!("gives {found} instead of {expected}")))
 }
 
 impl<S: Store, F: FnMut(usize) -> S> Suite<'_, F> {
@@ -104,8 +119,49 @@ impl<S: Store, F: FnMut(usize) -> S> Suite<'_, F> {
 
     fn fresh(&mut self) -> Result<Replica<S>, Fault> {
         self.opened += 1;
-        self.step = 0;
-        Replica::new((self.open)(self.opened), self.durable, 0, 0)
+        self.at(0);
+        self.open_store(0, 0)
+    }
+
+    fn open_store(&mut self, claimed: Index, given: Index) -> Result<Replica<S>, Fault> {
+        let Self { opened, progress, .. } = self;
+        let place = (progress.seed, progress.step.get() as u64);
+        let store = {
+            let _under = progress.calls.enter(place, "the closure that makes the store", []);
+            (self.open)(*opened)
+        };
+        Replica::new(store, self.durable, claimed, given, progress, *opened)
+    }
+
+    /// So many entries are applied.
+    fn at(&self, step: usize) {
+        self.progress.step.set(step);
+    }
+
+    fn step(&self) -> usize {
+        self.progress.step.get()
+    }
+
+    /// The answers to the queries are these.
+    fn same_view(&self, law: Law, expected: &[Answer], found: &[Answer]) -> Result<(), Fault> {
+        let Some((at, text)) = difference(expected, found) else { return Ok(()) };
+        let query = self.script.queries.get(at).map_or_else(String::new, |q| shown(q));
+        Err((law, format!("the query {query} {text}")))
+    }
+
+    /// The answers to the entries from here to there are those of the first life.
+    fn same_answers(
+        &self,
+        law: Law,
+        trace: &Trace,
+        (from, to): (usize, usize),
+        found: &[Answer],
+    ) -> Result<(), Fault> {
+        let Some((at, text)) = difference(&trace.answers(from, to), found) else { return Ok(()) };
+        let command = self.slice(from, to).iter().flat_map(Entry::committed).nth(at);
+        let command =
+            command.map_or_else(String::new, |c| format!("{} at {}", shown(c.data), c.index));
+        Err((law, format!("the command {command} {text}")))
     }
 
     /// The index that a state behind so many entries has.
@@ -123,7 +179,7 @@ impl<S: Store, F: FnMut(usize) -> S> Suite<'_, F> {
         let empty = store.view(&self.script.queries).await?;
         let mut trace = Trace { empty, answers: Vec::new(), views: Vec::new() };
         for (n, entry) in self.script.entries.iter().enumerate() {
-            self.step = n + 1;
+            self.at(n + 1);
             trace.answers.push(store.one_by_one(entry).await?);
             trace.views.push(store.view(&self.script.queries).await?);
         }
@@ -134,13 +190,13 @@ impl<S: Store, F: FnMut(usize) -> S> Suite<'_, F> {
     async fn twin(&mut self, trace: &Trace) -> Result<(), Fault> {
         let mut store = self.fresh()?;
         let empty = store.view(&self.script.queries).await?;
-        same(Law::StartsEmpty, "query", &trace.empty, &empty)?;
+        self.same_view(Law::StartsEmpty, &trace.empty, &empty)?;
         for (n, entry) in self.script.entries.iter().enumerate() {
-            self.step = n + 1;
+            self.at(n + 1);
             let answers = store.one_by_one(entry).await?;
-            same(Law::Deterministic, "answer", &trace.answers(n, n + 1), &answers)?;
+            self.same_answers(Law::Deterministic, trace, (n, n + 1), &answers)?;
             let view = store.view(&self.script.queries).await?;
-            same(Law::Deterministic, "query", trace.view(n + 1), &view)?;
+            self.same_view(Law::Deterministic, trace.view(n + 1), &view)?;
         }
         Ok(())
     }
@@ -149,12 +205,12 @@ impl<S: Store, F: FnMut(usize) -> S> Suite<'_, F> {
     async fn left_alone(&mut self, trace: &Trace) -> Result<(), Fault> {
         let mut store = self.fresh()?;
         for (n, entry) in self.script.entries.iter().enumerate() {
-            self.step = n + 1;
+            self.at(n + 1);
             let answers = store.one_by_one(entry).await?;
-            same(Law::QueryIsPure, "answer", &trace.answers(n, n + 1), &answers)?;
+            self.same_answers(Law::QueryIsPure, trace, (n, n + 1), &answers)?;
         }
         let view = store.view(&self.script.queries).await?;
-        same(Law::QueryIsPure, "query", trace.view(self.step), &view)
+        self.same_view(Law::QueryIsPure, trace.view(self.step()), &view)
     }
 
     /// Is asked again, and everything at once.
@@ -162,15 +218,15 @@ impl<S: Store, F: FnMut(usize) -> S> Suite<'_, F> {
         let mut store = self.fresh()?;
         let queries = &self.script.queries;
         for (n, entry) in self.script.entries.iter().enumerate() {
-            self.step = n + 1;
+            self.at(n + 1);
             let answers = store.one_by_one(entry).await?;
-            same(Law::QueryIsPure, "answer", &trace.answers(n, n + 1), &answers)?;
+            self.same_answers(Law::QueryIsPure, trace, (n, n + 1), &answers)?;
             for _ in 0..2 {
                 let view = store.view(queries).await?;
-                same(Law::QueryIsPure, "query", trace.view(n + 1), &view)?;
+                self.same_view(Law::QueryIsPure, trace.view(n + 1), &view)?;
             }
             let view = store.view_together(queries).await?;
-            same(Law::QueriesRunTogether, "query", trace.view(n + 1), &view)?;
+            self.same_view(Law::QueriesRunTogether, trace.view(n + 1), &view)?;
         }
         Ok(())
     }
@@ -179,15 +235,14 @@ impl<S: Store, F: FnMut(usize) -> S> Suite<'_, F> {
     async fn in_batches(&mut self, trace: &Trace) -> Result<(), Fault> {
         for longest in [1, 5, self.script.entries.len() as u64] {
             let mut store = self.fresh()?;
-            while self.step < self.script.entries.len() {
-                let from = self.step;
+            while self.step() < self.script.entries.len() {
+                let from = self.step();
                 let to = from + 1 + self.rng.below(longest) as usize;
-                self.step = to.min(self.script.entries.len());
-                let answers = store.batch(self.slice(from, self.step)).await?;
-                let expected = trace.answers(from, self.step);
-                same(Law::BatchIsOneByOne, "answer", &expected, &answers)?;
+                self.at(to.min(self.script.entries.len()));
+                let answers = store.batch(self.slice(from, self.step())).await?;
+                self.same_answers(Law::BatchIsOneByOne, trace, (from, self.step()), &answers)?;
                 let view = store.view(&self.script.queries).await?;
-                same(Law::BatchIsOneByOne, "query", trace.view(self.step), &view)?;
+                self.same_view(Law::BatchIsOneByOne, trace.view(self.step()), &view)?;
             }
         }
         Ok(())
@@ -198,12 +253,12 @@ impl<S: Store, F: FnMut(usize) -> S> Suite<'_, F> {
         let mut store = self.fresh()?;
         let mut snapshots = vec![store.snapshot().await?];
         for (n, entry) in self.script.entries.iter().enumerate() {
-            self.step = n + 1;
+            self.at(n + 1);
             let answers = store.one_by_one(entry).await?;
-            same(Law::SnapshotIsPure, "answer", &trace.answers(n, n + 1), &answers)?;
+            self.same_answers(Law::SnapshotIsPure, trace, (n, n + 1), &answers)?;
             snapshots.push(store.snapshot().await?);
             let view = store.view(&self.script.queries).await?;
-            same(Law::SnapshotIsPure, "query", trace.view(n + 1), &view)?;
+            self.same_view(Law::SnapshotIsPure, trace.view(n + 1), &view)?;
         }
         Ok(snapshots)
     }
@@ -211,16 +266,16 @@ impl<S: Store, F: FnMut(usize) -> S> Suite<'_, F> {
     /// A fresh Store takes a snapshot, gives one to another, and both go on.
     async fn restored(&mut self, trace: &Trace, snapshot: &[u8], cut: usize) -> Result<(), Fault> {
         let mut store = self.fresh()?;
-        self.step = cut;
+        self.at(cut);
         store.restore(snapshot, self.index(cut)).await?;
         let view = store.view(&self.script.queries).await?;
-        same(Law::RestoreIsExact, "query", trace.view(cut), &view)?;
+        self.same_view(Law::RestoreIsExact, trace.view(cut), &view)?;
         let again = store.snapshot().await?;
         let mut second = self.fresh()?;
-        self.step = cut;
+        self.at(cut);
         second.restore(&again, self.index(cut)).await?;
         let view = second.view(&self.script.queries).await?;
-        same(Law::SnapshotAgain, "query", trace.view(cut), &view)?;
+        self.same_view(Law::SnapshotAgain, trace.view(cut), &view)?;
         self.go_on(trace, &mut store, cut, Law::RestoredGoesOn).await?;
         self.go_on(trace, &mut second, cut, Law::SnapshotAgain).await
     }
@@ -233,10 +288,10 @@ impl<S: Store, F: FnMut(usize) -> S> Suite<'_, F> {
         {
             store.one_by_one(entry).await?;
         }
-        self.step = cut;
+        self.at(cut);
         store.restore(snapshot, index).await?;
         let view = store.view(&self.script.queries).await?;
-        same(Law::RestoreReplaces, "query", trace.view(cut), &view)?;
+        self.same_view(Law::RestoreReplaces, trace.view(cut), &view)?;
         if self.durable {
             // The disk holds it as well, or says that it does not.
             store = self.crash(store, index)?;
@@ -244,7 +299,7 @@ impl<S: Store, F: FnMut(usize) -> S> Suite<'_, F> {
                 store.restore(snapshot, index).await?;
             }
             let view = store.view(&self.script.queries).await?;
-            same(Law::CrashRecovers, "query", trace.view(cut), &view)?;
+            self.same_view(Law::CrashRecovers, trace.view(cut), &view)?;
         }
         self.go_on(trace, &mut store, cut, Law::RestoreReplaces).await
     }
@@ -259,13 +314,13 @@ impl<S: Store, F: FnMut(usize) -> S> Suite<'_, F> {
     ) -> Result<(), Fault> {
         let last = self.script.entries.len();
         for n in cut..last {
-            self.step = n + 1;
+            self.at(n + 1);
             let answers = store.batch(self.slice(n, n + 1)).await?;
-            same(law, "answer", &trace.answers(n, n + 1), &answers)?;
+            self.same_answers(law, trace, (n, n + 1), &answers)?;
         }
-        self.step = last;
+        self.at(last);
         let view = store.view(&self.script.queries).await?;
-        same(law, "query", trace.view(last), &view)
+        self.same_view(law, trace.view(last), &view)
     }
 
     /// Crashes behind random calls, and comes back from the newest snapshot and the log.
@@ -278,8 +333,8 @@ impl<S: Store, F: FnMut(usize) -> S> Suite<'_, F> {
         let mut kept: Option<usize> = None;
         for n in 0..self.script.entries.len() {
             let answers = store.batch(self.slice(n, n + 1)).await?;
-            self.step = n + 1;
-            same(Law::CrashRecovers, "answer", &trace.answers(n, n + 1), &answers)?;
+            self.at(n + 1);
+            self.same_answers(Law::CrashRecovers, trace, (n, n + 1), &answers)?;
             if self.rng.one_in(3) {
                 kept = Some(n + 1);
             }
@@ -292,11 +347,11 @@ impl<S: Store, F: FnMut(usize) -> S> Suite<'_, F> {
             if let Some(snapshot) = kept.and_then(|n| snapshots.get(n)) {
                 store.restore(snapshot, self.index(from)).await?;
             }
-            self.step = n + 1;
+            self.at(n + 1);
             let answers = store.batch(self.slice(from, n + 1)).await?;
-            same(Law::CrashRecovers, "answer", &trace.answers(from, n + 1), &answers)?;
+            self.same_answers(Law::CrashRecovers, trace, (from, n + 1), &answers)?;
             let view = store.view(&self.script.queries).await?;
-            same(Law::CrashRecovers, "query", trace.view(n + 1), &view)?;
+            self.same_view(Law::CrashRecovers, trace.view(n + 1), &view)?;
         }
         Ok(())
     }
@@ -305,7 +360,7 @@ impl<S: Store, F: FnMut(usize) -> S> Suite<'_, F> {
     fn crash(&mut self, store: Replica<S>, given: Index) -> Result<Replica<S>, Fault> {
         let claimed = store.claimed;
         drop(store);
-        Replica::new((self.open)(self.opened), true, claimed, given)
+        self.open_store(claimed, given)
     }
 
     /// Crashes behind every call, and takes the log above what it says it holds.
@@ -313,22 +368,21 @@ impl<S: Store, F: FnMut(usize) -> S> Suite<'_, F> {
         let mut store = self.fresh()?;
         store = self.crash(store, 0)?;
         let mut held = 0;
-        while self.step < self.script.entries.len() {
-            let to = self.step + 1 + self.rng.below(3) as usize;
-            self.step = to.min(self.script.entries.len());
-            let given = self.index(self.step);
-            let answers = store.batch(self.slice(held, self.step)).await?;
-            let expected = trace.answers(held, self.step);
-            same(Law::CrashRecovers, "answer", &expected, &answers)?;
+        while self.step() < self.script.entries.len() {
+            let to = self.step() + 1 + self.rng.below(3) as usize;
+            self.at(to.min(self.script.entries.len()));
+            let given = self.index(self.step());
+            let answers = store.batch(self.slice(held, self.step())).await?;
+            self.same_answers(Law::CrashRecovers, trace, (held, self.step()), &answers)?;
             store = self.crash(store, given)?;
             let entries = &self.script.entries;
             held = entries.partition_point(|entry| entry.index <= store.claimed);
             let view = store.view(&self.script.queries).await?;
-            same(Law::CrashRecovers, "query", trace.view(held), &view)?;
+            self.same_view(Law::CrashRecovers, trace.view(held), &view)?;
         }
-        store.batch(self.slice(held, self.step)).await?;
+        store.batch(self.slice(held, self.step())).await?;
         let view = store.view(&self.script.queries).await?;
-        same(Law::CrashRecovers, "query", trace.view(self.step), &view)?;
+        self.same_view(Law::CrashRecovers, trace.view(self.step()), &view)?;
         if store.store.applied().is_none() {
             let text = "applied is None: this store is not durable, use check".to_owned();
             return Err((Law::AppliedIsTrue, text));

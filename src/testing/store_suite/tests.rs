@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -29,6 +30,11 @@ enum Flaw {
     RestoreLosesTheCounter,
     SnapshotOfRestoredIsEmpty,
     RejectionByReplica,
+    AnswersFromTimers,
+    NeverAnswers,
+    Blocks,
+    /// None: it sleeps for an hour.
+    Sleeps,
     // Of durable Stores.
     AppliedAhead,
     AppliedRegresses,
@@ -53,6 +59,7 @@ struct Sums {
     busy: AtomicU64,
     disk: Option<Disk>,
     applied: Index,
+    made: tokio::time::Instant,
 }
 
 impl Sums {
@@ -66,7 +73,9 @@ impl Sums {
         }
         let counter = sums.get(&255).copied().unwrap_or(0);
         let (restored, busy) = (false, AtomicU64::new(0));
-        Self { flaw, replica, sums: Mutex::new(sums), counter, restored, busy, disk, applied }
+        let made = tokio::time::Instant::now();
+        let sums = Mutex::new(sums);
+        Self { flaw, replica, sums, counter, restored, busy, disk, applied, made }
     }
 
     fn add(&mut self, message: &[u8]) -> Result<Vec<u8>> {
@@ -94,6 +103,7 @@ impl Sums {
         };
         let extra = match self.flaw {
             Flaw::AnswersFromAClock => CLOCK.load(Ordering::Relaxed),
+            Flaw::AnswersFromTimers => self.made.elapsed().as_micros() as u64,
             _ => self.counter,
         };
         Ok(format!("{sum} {extra}").into_bytes())
@@ -126,6 +136,15 @@ impl Store for Sums {
 
     async fn query(&self, query: &[u8]) -> Result<Vec<u8>> {
         let key = query.first().map_or(0, |key| key % 4);
+        match self.flaw {
+            Flaw::NeverAnswers => std::future::pending().await,
+            // Until the process ends.
+            Flaw::Blocks => loop {
+                std::thread::park();
+            },
+            Flaw::Sleeps => tokio::time::sleep(Duration::from_secs(3600)).await,
+            _ => {}
+        }
         if self.flaw == Flaw::QueryCounts {
             *self.sums.lock().unwrap().entry(key).or_default() += 1;
         }
@@ -206,7 +225,7 @@ fn query(rng: &mut Rng) -> Vec<u8> {
 
 fn find_in_memory(flaw: Flaw) -> std::result::Result<(), Broken> {
     let mut made = 0;
-    let new = || {
+    let new = move || {
         made += 1;
         Sums::new(flaw, made, None)
     };
@@ -215,7 +234,8 @@ fn find_in_memory(flaw: Flaw) -> std::result::Result<(), Broken> {
 
 fn find_on_disk(flaw: Flaw) -> std::result::Result<(), Broken> {
     let mut disks = BTreeMap::<usize, Disk>::new();
-    let open = |replica| Sums::new(flaw, replica, Some(disks.entry(replica).or_default().clone()));
+    let open =
+        move |replica| Sums::new(flaw, replica, Some(disks.entry(replica).or_default().clone()));
     find_durable(open, command, query, 0..20)
 }
 
@@ -223,6 +243,8 @@ fn find_on_disk(flaw: Flaw) -> std::result::Result<(), Broken> {
 fn good_stores_pass() {
     find_in_memory(Flaw::None).unwrap();
     find_on_disk(Flaw::None).unwrap();
+    // An hour of the suite's clock is nothing.
+    find_in_memory(Flaw::Sleeps).unwrap();
     check(|| (), command, query, 0..2);
 }
 
@@ -233,6 +255,7 @@ fn every_flaw_is_caught_by_its_law() {
         (Flaw::Fatal, Law::Total),
         (Flaw::SharedState, Law::StartsEmpty),
         (Flaw::AnswersFromAClock, Law::Deterministic),
+        (Flaw::AnswersFromTimers, Law::Deterministic),
         (Flaw::RejectionByReplica, Law::Deterministic),
         (Flaw::BatchForgetsALast, Law::BatchIsOneByOne),
         (Flaw::BatchStopsAtARejection, Law::BatchIsOneByOne),
@@ -246,7 +269,7 @@ fn every_flaw_is_caught_by_its_law() {
     ] {
         let broken = find_in_memory(flaw).expect_err("a flaw");
         assert_eq!(broken.law, law, "{flaw:?}: {broken}");
-        let again = format!("seed {}, step {}", broken.seed, broken.step);
+        let again = format!("RAFTLINE_SEED={} cargo test", broken.seed);
         assert!(broken.to_string().contains(&again), "{broken}");
     }
 }
@@ -267,9 +290,41 @@ fn every_flaw_of_a_durable_store_is_caught_by_its_law() {
 }
 
 #[test]
+fn a_call_that_does_not_come_back_breaks_a_law() {
+    for flaw in [Flaw::NeverAnswers, Flaw::Blocks] {
+        // The very first call hangs: no other can be slow.
+        let broken = bounded(Duration::from_secs(1), move |calls| {
+            suite::run(|_| Sums::new(flaw, 1, None), false, command, |_| vec![b'a'], 7..8, calls)
+        });
+        let broken = broken.expect_err("it hangs");
+        assert_eq!((broken.law, broken.seed, broken.step), (Law::Total, 7, 0), "{broken}");
+        assert!(broken.detail.starts_with("query of \"a\" does not come back"), "{broken}");
+    }
+}
+
+#[test]
+fn a_failure_shows_what_was_asked_and_where_it_panicked() {
+    let text = |_: &mut Rng| b"ab".to_vec();
+    let new = |flaw| move || Sums::new(flaw, 1, None);
+    let broken = find(new(Flaw::AnswersFromAClock), text, query, 0..20).expect_err("a flaw");
+    assert!(broken.detail.starts_with("the command \"ab\" at "), "{broken}");
+    assert!(broken.detail.contains(" gives \"") && broken.detail.contains(" instead of \""));
+    let broken = find(new(Flaw::SnapshotMisses), command, |_| b"!".to_vec(), 0..20);
+    let broken = broken.expect_err("a flaw");
+    assert!(
+        broken.detail.starts_with("the query \"!\" gives \"None\" instead of \"Some("),
+        "{broken}"
+    );
+    let seven = |_: &mut Rng| vec![1, 7];
+    let broken = find(new(Flaw::Panics), seven, query, 0..1).expect_err("a panic");
+    let expected = "apply of b\"\\x01\\x07\" panicked: seven (at src/testing/store_suite/tests.rs:";
+    assert!(broken.detail.starts_with(expected), "{broken}");
+}
+
+#[test]
 fn a_durable_store_is_not_checked_as_one_in_memory() {
     let disk = Disk::default();
-    let broken = find(|| Sums::new(Flaw::None, 1, Some(disk.clone())), command, query, 0..1);
+    let broken = find(move || Sums::new(Flaw::None, 1, Some(disk.clone())), command, query, 0..1);
     assert_eq!(broken.expect_err("durable").law, Law::AppliedIsTrue);
 }
 

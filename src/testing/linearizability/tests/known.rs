@@ -151,6 +151,31 @@ fn an_unknown_write_may_take_effect_late_or_never() {
 }
 
 #[test]
+fn a_rejection_without_an_index_is_recorded_as_unknown() {
+    let swap = |old: &str, new: &str| {
+        let expected = Some(old.to_owned());
+        Call::Write(KvWrite::Cas { key: "k".into(), expected, value: new.into() })
+    };
+    let mut history = KvHistory::new();
+    ok(&mut history, (10, 20), put("a"), KvAnswer::Done, 2);
+    let rejected = history.invoke(1, swap("x", "b"), 30);
+    history.unknown(rejected, 40);
+    ok(&mut history, (50, 60), get(), value("a"), 3);
+    let writes = log(&[(2, put("a")), (3, swap("x", "b"))]);
+    check_log(&Kv, &history, &writes).assert_linearizable();
+    indices(&Kv, &history).assert_linearizable();
+    // Nothing else becomes invisible by it.
+    ok(&mut history, (70, 80), get(), value("b"), 3);
+    broken(&indices(&Kv, &history), Rule::NoOrder);
+    broken(&check_log(&Kv, &history, &writes), Rule::WrongAnswer);
+    let mut forgotten = KvHistory::new();
+    let put = forgotten.invoke(1, put("a"), 10);
+    forgotten.ok(put, KvAnswer::Done, 20);
+    let verdict = indices(&Kv, &forgotten).to_string();
+    assert!(verdict.contains("with unknown when it was rejected"), "{verdict}");
+}
+
+#[test]
 fn an_unknown_write_has_no_effect_before_it_was_invoked() {
     let mut history = KvHistory::new();
     ok(&mut history, (10, 20), get(), value("a"), 2);
