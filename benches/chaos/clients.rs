@@ -12,6 +12,7 @@ use tokio::time::{sleep, timeout};
 use crate::Failure;
 use crate::client::{Client, Response};
 use crate::history::{History, Op, Outcome, Record};
+use crate::patience::Patience;
 
 /// Keys in use at a time.
 const KEYS: u64 = 8;
@@ -21,6 +22,8 @@ const PER_KEY: usize = 100;
 pub(crate) const PER_NODE: usize = 4;
 /// Longer than a node's own deadline for a request.
 const PATIENCE: Duration = Duration::from_millis(2_500);
+/// A read must have been answered within this, after however many tries.
+const PATIENT: Duration = Duration::from_secs(60);
 /// Before a node that cannot be reached is tried again.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -186,6 +189,62 @@ async fn run(work: Arc<Workload>, client: Numbered, mut rng: Rng) -> Result<(), 
         sleep(think.mul_f64(pace)).await;
     }
     Ok(())
+}
+
+/// Reads a key until there is an answer, through a node that has nothing against it: a machine
+/// that others use may well be late for once. Each try is a client of its own.
+///
+/// # Errors
+/// When there never is an answer, or it makes no sense.
+pub(crate) async fn read(
+    history: &History,
+    client: &mut Client,
+    number: &mut usize,
+    node: u64,
+    key: &str,
+) -> Result<Option<String>, Failure> {
+    let mut patience = Patience::new(PATIENT);
+    loop {
+        *number -= 1;
+        let last = match client.open().await {
+            Ok(()) => match perform(history, client, *number, node, key, Op::Get).await? {
+                Outcome::Read { value, .. } => return Ok(value),
+                failed => format!("{failed:?}"),
+            },
+            Err(e) => e.to_string(),
+        };
+        if patience.is_over() {
+            let what = format!("node {node} did not tell {key} within {PATIENT:?}: {last}");
+            return Err(what.into());
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// What a node itself holds of a key, whatever the others do; no operation of the history.
+///
+/// # Errors
+/// When it never tells.
+pub(crate) async fn read_own(
+    client: &mut Client,
+    node: u64,
+    key: &str,
+) -> Result<Option<String>, Failure> {
+    let mut patience = Patience::new(PATIENT);
+    loop {
+        let last = match client.request("GET", &format!("/kv/{key}?stale"), b"").await {
+            Ok(response) if response.status == 200 => {
+                return Ok(Some(String::from_utf8(response.body)?));
+            }
+            Ok(response) if response.status == 404 => return Ok(None),
+            Ok(response) => response.text(),
+            Err(e) => e.to_string(),
+        };
+        if patience.is_over() {
+            return Err(format!("node {node} does not tell its {key}: {last}").into());
+        }
+        sleep(PAUSE).await;
+    }
 }
 
 /// Does one operation and records it.

@@ -2,22 +2,24 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use futures::future::join_all;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use crate::Failure;
 use crate::client::Client;
 use crate::network::Network;
+use crate::patience::Patience;
 use crate::process::{Process, Recipe};
 use crate::proxy::Pids;
 
 /// A node that is not where it should be after this long has failed.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
-/// A node that does not tell its status within this is paused or busy.
-const STATUS: Duration = Duration::from_millis(300);
+/// A node that does not tell its status within this is asked again.
+const STATUS: Duration = Duration::from_secs(1);
 
 /// The settings of every node: quick elections, and snapshots all the time.
 const SETTINGS: &str = r#"{
@@ -31,6 +33,9 @@ pub(crate) struct Node {
     pub(crate) id: u64,
     pub(crate) http: String,
     pub(crate) data: PathBuf,
+    /// Where it listens for the others, and where it reaches them.
+    pub(crate) listen: String,
+    pub(crate) peers: Vec<String>,
     recipe: Recipe,
     process: Option<Process>,
 }
@@ -50,6 +55,8 @@ pub(crate) struct Place {
 #[derive(Debug)]
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Node>,
+    /// What their processes run.
+    pub(crate) program: PathBuf,
     pub(crate) network: Network,
     pub(crate) pids: Pids,
 }
@@ -80,19 +87,23 @@ impl Cluster {
             flag("--http-addr", &place.http);
             flag("--config", &settings.to_string_lossy());
             flag("--data-dir", &place.data.to_string_lossy());
-            for peer in addrs.iter().filter(|addr| **addr != place.advertise) {
+            let others = addrs.iter().filter(|addr| **addr != place.advertise);
+            let peers: Vec<_> = others.cloned().collect();
+            for peer in &peers {
                 flag("--peer", peer);
             }
             let recipe = Recipe {
                 id: place.id,
-                prefix: place.prefix,
+                prefix: place.prefix.clone(),
                 program: program.to_owned(),
                 args,
                 log: dir.join(format!("node-{}.log", place.id)),
             };
-            Node { id: place.id, http: place.http, data: place.data, recipe, process: None }
+            let Place { id, listen, http, data, .. } = place;
+            Node { id, http, data, listen, peers, recipe, process: None }
         };
-        Ok(Self { nodes: places.into_iter().map(node).collect(), network, pids })
+        let nodes = places.into_iter().map(node).collect();
+        Ok(Self { nodes, program: program.to_owned(), network, pids })
     }
 
     /// Starts all nodes: the first one founds, the others join; returns when all are voters.
@@ -167,11 +178,16 @@ impl Cluster {
         Ok(killed.map_err(|e| format!("node {id}: {e}"))?)
     }
 
-    /// Asks a node to end and waits for it.
+    /// Asks a node to end and waits for it. One that was just started is given the time to learn
+    /// how to end in order: before, the signal would simply kill it.
     ///
     /// # Errors
     /// When it does not, or fails.
     pub(crate) async fn stop(&mut self, id: u64) -> Result<(), Failure> {
+        if self.node(id)?.process.is_none() {
+            return Ok(());
+        }
+        self.wait_until(id, "answering", |_| true).await?;
         let Some(process) = self.take(id)? else { return Ok(()) };
         Ok(process.stop(PATIENCE).await.map_err(|e| format!("node {id}: {e}"))?)
     }
@@ -219,7 +235,7 @@ impl Cluster {
     /// # Errors
     /// When it goes on.
     pub(crate) async fn wait_for_end(&mut self, id: u64) -> Result<(bool, String), Failure> {
-        let started = Instant::now();
+        let mut patience = Patience::new(PATIENCE);
         let node = self.node(id)?;
         let log = node.recipe.log.clone();
         while let Some(process) = &mut node.process {
@@ -227,7 +243,7 @@ impl Cluster {
                 drop(self.take(id)?);
                 return Ok((status.success(), std::fs::read_to_string(log)?));
             }
-            if started.elapsed() > PATIENCE {
+            if patience.is_over() {
                 return Err(format!("node {id} goes on although it should have ended").into());
             }
             sleep(PAUSE).await;
@@ -236,29 +252,27 @@ impl Cluster {
     }
 
     /// Who leads, as the node of the highest term says that does.
-    pub(crate) async fn leader(&self) -> Option<u64> {
-        let mut best = None;
-        for (id, http) in self.faces() {
-            let Some(status) = status(&http).await else { continue };
-            if status["role"] == "leader" {
-                best = best.max(status["term"].as_u64().map(|term| (term, id)));
-            }
-        }
-        best.map(|(_, id)| id)
+    /// Nodes that do not answer within `limit` are left out.
+    pub(crate) async fn leader(&self, limit: Duration) -> Option<u64> {
+        let faces = self.faces();
+        let all = join_all(faces.iter().map(|(_, http)| status(http, limit))).await;
+        let leads = |status: Value| (status["role"] == "leader").then(|| status["term"].as_u64());
+        let terms = all.into_iter().zip(&faces).filter_map(|(s, (id, _))| Some((leads(s?)??, *id)));
+        terms.max().map(|(_, id)| id)
     }
 
     /// Waits for a leader.
     ///
     /// # Errors
     /// When there is none in time.
-    pub(crate) async fn wait_for_leader(&mut self, patience: Duration) -> Result<u64, Failure> {
-        let started = Instant::now();
+    pub(crate) async fn wait_for_leader(&mut self, limit: Duration) -> Result<u64, Failure> {
+        let mut patience = Patience::new(limit);
         loop {
             self.alive()?;
-            match self.leader().await {
+            match self.leader(STATUS).await {
                 Some(id) => return Ok(id),
-                None if started.elapsed() > patience => {
-                    return Err(format!("no leader within {patience:?}").into());
+                None if patience.is_over() => {
+                    return Err(format!("no leader within {limit:?}").into());
                 }
                 None => sleep(PAUSE).await,
             }
@@ -275,13 +289,13 @@ impl Cluster {
         what: &str,
         condition: impl Fn(&Value) -> bool,
     ) -> Result<Value, Failure> {
-        let started = Instant::now();
+        let mut patience = Patience::new(PATIENCE);
         let http = self.node(id)?.http.clone();
         loop {
             self.alive()?;
-            match status(&http).await {
+            match status(&http, STATUS).await {
                 Some(status) if condition(&status) => return Ok(status),
-                last if started.elapsed() > PATIENCE => {
+                last if patience.is_over() => {
                     let last = last.map_or("none".to_owned(), |s| s.to_string());
                     return Err(format!("node {id} is not {what} in time: {last}").into());
                 }
@@ -291,8 +305,8 @@ impl Cluster {
     }
 }
 
-/// The status of the node behind an address, if it tells it at once.
-pub(crate) async fn status(http: &str) -> Option<Value> {
+/// The status of the node behind an address, if it tells it within `limit`.
+async fn status(http: &str, limit: Duration) -> Option<Value> {
     let mut client = Client::new(http);
-    timeout(STATUS, client.status()).await.ok()?.ok()
+    timeout(limit, client.status()).await.ok()?.ok()
 }

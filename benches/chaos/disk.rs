@@ -5,19 +5,22 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::time::sleep;
 
 use crate::Failure;
 use crate::client::Client;
-use crate::clients::perform;
+use crate::clients::{perform, read};
 use crate::cluster::{Cluster, PATIENCE};
 use crate::history::{History, Op, Outcome, save};
+use crate::patience::Patience;
 use crate::verdict::judge;
 
 const SIZE: &str = "size=4m";
 const ROUNDS: usize = 2;
+/// A node that has taken part in so many rounds of writes with a full disk has written nothing.
+const ROUNDS_FULL: usize = 100;
 /// Writes before, during and after.
 const WRITES: usize = 300;
 
@@ -78,18 +81,19 @@ pub(crate) async fn run(
 ) -> Result<String, Failure> {
     cluster.found().await?;
     let history = History::new();
-    let mut written = 0;
+    let (mut written, mut tried) = (0, 0);
     for round in 0..ROUNDS {
-        write(cluster, &history, &mut written).await?;
+        write(cluster, &history, &mut written, &mut tried).await?;
         disk.fill()?;
         let mut ended = None;
-        let filled = Instant::now();
+        let mut rounds = 0;
         while ended.is_none() {
-            if filled.elapsed() > PATIENCE {
+            if rounds == ROUNDS_FULL {
                 return Err("the node with the full disk goes on".into());
             }
+            rounds += 1;
             // The others are a majority: every write must go through.
-            write(cluster, &history, &mut written).await?;
+            write(cluster, &history, &mut written, &mut tried).await?;
             ended = match cluster.alive() {
                 Ok(()) => None,
                 Err(_) => Some(cluster.wait_for_end(victim).await?),
@@ -104,12 +108,12 @@ pub(crate) async fn run(
         }
         disk.free()?;
         if round % 2 == 1 {
-            write(cluster, &history, &mut written).await?;
+            write(cluster, &history, &mut written, &mut tried).await?;
         }
         cluster.start(victim)?;
         cluster.wait_for_leader(PATIENCE).await?;
     }
-    write(cluster, &history, &mut written).await?;
+    write(cluster, &history, &mut written, &mut tried).await?;
     let read = read_back(cluster, &history).await;
     let records = history.records();
     save(&records, &dir.join("history.jsonl"))?;
@@ -118,26 +122,33 @@ pub(crate) async fn run(
     Ok(format!("{ROUNDS} times full, {written} writes acknowledged, all there; {verdict}"))
 }
 
-/// Writes through the nodes in turn until so many were acknowledged.
-async fn write(cluster: &Cluster, history: &History, written: &mut usize) -> Result<(), Failure> {
+/// Writes through the nodes in turn until so many were acknowledged. Each try is a client of its own,
+/// with a value of its own.
+async fn write(
+    cluster: &Cluster,
+    history: &History,
+    written: &mut usize,
+    tried: &mut usize,
+) -> Result<(), Failure> {
     let faces = cluster.faces();
     let mut clients: Vec<_> = faces.iter().map(|(_, addr)| Client::new(addr.as_str())).collect();
-    let (mut done, started) = (0, Instant::now());
+    let (mut done, mut patience) = (0, Patience::new(PATIENCE));
     while done < WRITES {
         for (client, (node, _)) in clients.iter_mut().zip(&faces) {
             if client.open().await.is_err() {
                 continue;
             }
-            let op = Op::Put { value: format!("w{written}.{done}.") };
+            *tried += 1;
+            let op = Op::Put { value: format!("w{tried}.") };
             let key = format!("key-{}", *written / 40);
-            let outcome =
-                perform(history, client, usize::try_from(*node)?, *node, &key, op).await?;
+            let outcome = perform(history, client, *tried, *node, &key, op).await?;
             if matches!(outcome, Outcome::Written { .. }) {
                 *written += 1;
                 done += 1;
+                patience.renew();
             }
         }
-        if started.elapsed() > PATIENCE {
+        if patience.is_over() {
             return Err("the nodes with space left do not take writes".into());
         }
         sleep(Duration::from_millis(1)).await;
@@ -150,16 +161,12 @@ async fn read_back(cluster: &mut Cluster, history: &History) -> Result<(), Failu
     let mut keys: Vec<_> = history.records().into_iter().map(|r| r.key).collect();
     keys.sort();
     keys.dedup();
+    let mut number = usize::MAX;
     for (node, addr) in cluster.faces() {
         cluster.wait_until(node, "in touch with a leader", |s| s["leader_id"] != 0).await?;
         let mut client = Client::new(addr);
         for key in &keys {
-            client.open().await?;
-            let number = usize::try_from(node)? + 100;
-            match perform(history, &mut client, number, node, key, Op::Get).await? {
-                Outcome::Read { .. } => {}
-                failed => return Err(format!("node {node}: {key}: {failed:?}").into()),
-            }
+            read(history, &mut client, &mut number, node, key).await?;
         }
     }
     Ok(())

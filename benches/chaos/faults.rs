@@ -13,10 +13,12 @@ use crate::link::Mode;
 
 /// Longer than an election timeout, which is 400 to 800 ms.
 const SHORTEST: Duration = Duration::from_millis(900);
+/// A node that does not tell its status within this is paused or busy, and not taken for the leader.
+const STATUS: Duration = Duration::from_millis(300);
 /// Between two resets of a fault that resets again and again.
 const BETWEEN: Duration = Duration::from_millis(350);
 /// When a fault that had no effect is given up.
-const LONGEST: Duration = Duration::from_secs(8);
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// What can be done to a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -180,7 +182,7 @@ async fn reset(cluster: &Cluster, rng: &mut Rng, hold: Duration, effect: impl Fn
 async fn strike(kind: Kind, cluster: &mut Cluster, rng: &mut Rng) -> Result<String, Failure> {
     let mut order = cluster.ids();
     shuffle(&mut order, rng);
-    if let Some(leader) = cluster.leader().await {
+    if let Some(leader) = cluster.leader(STATUS).await {
         order.retain(|id| *id != leader);
         order.insert(0, leader);
     }

@@ -25,6 +25,7 @@ mod history;
 mod link;
 mod namespaces;
 mod network;
+mod patience;
 mod places;
 mod process;
 mod proxy;

@@ -4,11 +4,12 @@ use std::fs::OpenOptions;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::Failure;
+use crate::patience::Patience;
 
 /// What starts a node.
 #[derive(Clone, Debug)]
@@ -103,15 +104,15 @@ impl Process {
     ///
     /// # Errors
     /// When it does not, or with a failure.
-    pub(crate) async fn stop(mut self, patience: Duration) -> Result<(), Failure> {
+    pub(crate) async fn stop(mut self, limit: Duration) -> Result<(), Failure> {
         self.signal(Signal::TERM)?;
-        let asked = Instant::now();
+        let mut patience = Patience::new(limit);
         loop {
             match self.child.try_wait()? {
                 Some(status) if status.success() => return Ok(()),
                 Some(status) => return Err(format!("asked to stop, it ended with {status}").into()),
-                None if asked.elapsed() > patience => {
-                    return Err(format!("asked to stop, it ran on for {patience:?}").into());
+                None if patience.is_over() => {
+                    return Err(format!("asked to stop, it ran on for {limit:?}").into());
                 }
                 None => tokio::time::sleep(Duration::from_millis(10)).await,
             }

@@ -6,6 +6,7 @@
 //! found a second cluster by being restarted.
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::time::Duration;
 
 use clap::Args;
@@ -76,6 +77,8 @@ type Running = JoinHandle<raftline::Result<()>>;
 /// # Errors
 /// In words, with what to do.
 pub(crate) async fn run(flags: Flags) -> Result<(), Failure> {
+    // From here on a signal ends the node in order, whatever it is doing.
+    let mut told = pin!(stop_signal()?);
     let logger = logger().new(o!("node" => flags.id));
     let data_dir =
         flags.data_dir.clone().unwrap_or_else(|| PathBuf::from(format!("raftline-{}", flags.id)));
@@ -89,11 +92,13 @@ pub(crate) async fn run(flags: Flags) -> Result<(), Failure> {
     let stopped = async move { drop(stopped.await) };
     let serving = tokio::spawn(http::serve(listener, mailbox.clone(), stopped));
 
-    let ended = tokio::select! {
-        started = start(raft, &flags, &data_dir, &logger) => {
-            supervise(started?, &mailbox, &logger).await
-        }
-        () = stop_signal()? => Ok(()),
+    let started = tokio::select! {
+        started = start(raft, &flags, &data_dir, &logger) => Some(started?),
+        () = &mut told => None,
+    };
+    let ended = match started {
+        Some(running) => supervise(running, told, &mailbox, &logger).await,
+        None => Ok(()),
     };
     // Answers that are on their way, such as that of `leave`, still get out.
     drop(stop);
@@ -149,12 +154,13 @@ async fn start(
 /// Waits for the end of the node, or ends it when asked to.
 async fn supervise(
     mut running: Running,
+    told: impl Future<Output = ()>,
     mailbox: &Mailbox,
     logger: &Logger,
 ) -> Result<(), Failure> {
     tokio::select! {
         ended = &mut running => return Ok(ended??),
-        () = stop_signal()? => {}
+        () = told => {}
     }
     info!(logger, "asked to stop");
     mailbox.shutdown().await?;

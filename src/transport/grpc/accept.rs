@@ -5,17 +5,21 @@
 //! - a connection on which no peer was admitted and no request made within the handshake timeout
 //!   is closed, whatever else it says or does not say: strangers cannot hold connections;
 //! - a connection that was used and is idle is closed later;
+//! - a connection whose stream was taken over by a newer one is closed at once, unless something
+//!   else goes on there: a peer whose links break again and again without our being told holds one
+//!   connection per lane, not all that it ever opened;
 //! - the loop outlives every error of `accept`.
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use futures::task::AtomicWaker;
 use futures::{FutureExt, Stream, stream};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -115,6 +119,17 @@ pub(super) struct Activity(Arc<Usage>);
 struct Usage {
     begun: AtomicUsize,
     ended: AtomicUsize,
+    /// Nobody needs the connection any more.
+    over: AtomicBool,
+    /// Wakes the connection to see that.
+    waker: AtomicWaker,
+}
+
+impl Usage {
+    /// Whether something goes on.
+    fn busy(&self) -> bool {
+        self.ended.load(Ordering::Relaxed) != self.begun.load(Ordering::Relaxed)
+    }
 }
 
 /// A use of a connection; ends on drop.
@@ -126,6 +141,18 @@ impl Activity {
     pub(super) fn begin(self) -> Busy {
         self.0.begun.fetch_add(1, Ordering::Relaxed);
         Busy(self)
+    }
+}
+
+/// Closes a connection that nobody needs any more, on drop; not while something goes on there.
+#[derive(Debug)]
+pub(super) struct HangUp(pub(super) Activity);
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        let Activity(usage) = &self.0;
+        usage.over.store(true, Ordering::Release);
+        usage.waker.wake();
     }
 }
 
@@ -144,6 +171,8 @@ pub(super) struct Connection {
     timer: Pin<Box<Sleep>>,
     idle: Duration,
     closed: BoxFuture<'static, ()>,
+    /// Nobody needs it any more, which was seen before.
+    leaving: bool,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -161,6 +190,7 @@ impl Connection {
             timer: Box::pin(sleep(options.handshake_timeout)),
             idle: options.idle_timeout,
             closed: closing.closed().boxed(),
+            leaving: false,
             _permit: permit,
         }
     }
@@ -170,10 +200,21 @@ impl Connection {
         if self.closed.poll_unpin(cx).is_ready() {
             return Poll::Ready(io::Error::new(io::ErrorKind::ConnectionAborted, "closing"));
         }
+        let usage = &self.activity.0;
+        usage.waker.register(cx.waker());
+        if usage.over.load(Ordering::Acquire) && !usage.busy() {
+            if self.leaving {
+                let error = io::Error::new(io::ErrorKind::ConnectionAborted, "taken over");
+                return Poll::Ready(error);
+            }
+            // Not in this turn: the far end, if it is there, is being told why.
+            self.leaving = true;
+            cx.waker().wake_by_ref();
+        }
         while self.timer.as_mut().poll(cx).is_ready() {
             let usage = &self.activity.0;
             let begun = usage.begun.load(Ordering::Relaxed);
-            if begun == self.seen && usage.ended.load(Ordering::Relaxed) == begun {
+            if begun == self.seen && !usage.busy() {
                 let error = io::Error::new(io::ErrorKind::TimedOut, "an idle connection");
                 return Poll::Ready(error);
             }

@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
 use tokio::time::{Instant, timeout};
 use tonic::transport::{Channel, Endpoint};
 
@@ -83,63 +85,100 @@ fn endpoint(target: SocketAddr, o: &GrpcOptions) -> Result<Endpoint, String> {
         .keep_alive_while_idle(true))
 }
 
-/// Channels for requests, by address.
+/// Channels for requests, by address: one each, whoever asks and however many do. Invariants:
+/// - at most one connection to an address is being made at a time; all who want it wait for that
+///   one, and share its failure: a leader that comes back is not met by a connection per request;
+/// - a channel that failed takes only itself along, not the one that was made after it.
 #[derive(Debug, Default)]
 pub(super) struct Channels {
-    kept: Mutex<HashMap<String, Kept>>,
+    kept: Mutex<Kept>,
+}
+
+/// A connection that is being made, or was.
+type Attempt = Shared<BoxFuture<'static, Result<Channel, String>>>;
+
+#[derive(Debug, Default)]
+struct Kept {
+    by_addr: HashMap<String, One>,
+    /// The number of the last one.
+    last: u64,
 }
 
 #[derive(Debug)]
-struct Kept {
-    channel: Channel,
+struct One {
+    attempt: Attempt,
+    number: u64,
     used: Instant,
 }
 
 impl Channels {
-    /// A channel to `addr`, kept or new.
+    /// A channel to `addr`, kept or new, and its number.
     ///
     /// # Errors
     /// Those of [`connect`].
-    pub(super) async fn get(&self, addr: &str, options: &GrpcOptions) -> Result<Channel, String> {
-        if let Some(channel) = self.kept(addr) {
-            return Ok(channel);
+    ///
+    /// # Cancel safety
+    /// The connection is made nevertheless, for the next one.
+    pub(super) async fn get(
+        &self,
+        addr: &str,
+        options: &Arc<GrpcOptions>,
+    ) -> Result<(Channel, u64), String> {
+        let (attempt, number) = self.attempt(addr, options);
+        match attempt.await {
+            Ok(channel) => Ok((channel, number)),
+            Err(reason) => {
+                self.forget(addr, number);
+                Err(reason)
+            }
         }
-        let channel = connect(addr, options).await?;
-        let mut kept = self.lock();
-        if kept.len() >= MAX_CHANNELS
-            && let Some(oldest) =
-                kept.iter().min_by_key(|(_, k)| k.used).map(|(addr, _)| addr.clone())
-        {
-            kept.remove(&oldest);
-        }
-        kept.insert(addr.to_owned(), Kept { channel: channel.clone(), used: Instant::now() });
-        Ok(channel)
     }
 
-    /// Forgets the channel to `addr`: it failed, and the name may resolve to another host now.
-    pub(super) fn forget(&self, addr: &str) {
-        self.lock().remove(addr);
+    /// Forgets a channel to `addr`: it failed, and the name may resolve to another host now.
+    pub(super) fn forget(&self, addr: &str, number: u64) {
+        let mut kept = self.lock();
+        if kept.by_addr.get(addr).is_some_and(|one| one.number == number) {
+            kept.by_addr.remove(addr);
+        }
     }
 
     /// Closes all.
     pub(super) fn clear(&self) {
-        self.lock().clear();
+        self.lock().by_addr.clear();
     }
 
-    fn kept(&self, addr: &str) -> Option<Channel> {
+    fn attempt(&self, addr: &str, options: &Arc<GrpcOptions>) -> (Attempt, u64) {
         let mut kept = self.lock();
-        let one = kept.get_mut(addr)?;
-        if one.used.elapsed() > MAX_IDLE {
-            kept.remove(addr);
-            return None;
+        if let Some(one) = kept.by_addr.get_mut(addr)
+            && one.used.elapsed() <= MAX_IDLE
+        {
+            one.used = Instant::now();
+            return (one.attempt.clone(), one.number);
         }
-        one.used = Instant::now();
-        Some(one.channel.clone())
+        kept.last += 1;
+        let one = One { attempt: begin(addr, options), number: kept.last, used: Instant::now() };
+        let begun = (one.attempt.clone(), one.number);
+        kept.by_addr.insert(addr.to_owned(), one);
+        if kept.by_addr.len() > MAX_CHANNELS
+            && let Some(oldest) =
+                kept.by_addr.iter().min_by_key(|(_, one)| one.used).map(|(addr, _)| addr.clone())
+        {
+            kept.by_addr.remove(&oldest);
+        }
+        begun
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Kept>> {
+    fn lock(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Begins to connect, on a task of its own: who asked may give up while others wait.
+fn begin(addr: &str, options: &Arc<GrpcOptions>) -> Attempt {
+    let (addr, options) = (addr.to_owned(), options.clone());
+    let connecting = tokio::spawn(async move { connect(&addr, &options).await });
+    // An error means that the runtime ends.
+    connecting.map(|done| done.unwrap_or_else(|e| Err(e.to_string()))).boxed().shared()
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -174,5 +213,37 @@ mod tests {
         let both = timeout(connect_timeout, first_of(&targets, &options));
         both.await.unwrap().unwrap();
         assert!(first_of(&[hole], &options).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_channel_that_failed_takes_only_itself_along() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let (channels, options) = (Channels::default(), Arc::default());
+        let (_, old) = channels.get(&addr, &options).await.unwrap();
+        assert_eq!(channels.get(&addr, &options).await.unwrap().1, old, "it is kept");
+        channels.forget(&addr, old);
+        let (_, new) = channels.get(&addr, &options).await.unwrap();
+        assert_ne!(new, old);
+        // The other requests on the old one fail after it was replaced.
+        channels.forget(&addr, old);
+        assert_eq!(channels.get(&addr, &options).await.unwrap().1, new);
+    }
+
+    #[tokio::test]
+    async fn the_least_recently_used_channel_goes_first() {
+        let listeners: Vec<_> = (0..=MAX_CHANNELS)
+            .map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap())
+            .collect();
+        let addr = |n: usize| listeners[n].local_addr().unwrap().to_string();
+        let (channels, options) = (Channels::default(), Arc::default());
+        for n in 0..MAX_CHANNELS {
+            channels.get(&addr(n), &options).await.unwrap();
+        }
+        let (_, first) = channels.get(&addr(0), &options).await.unwrap();
+        channels.get(&addr(MAX_CHANNELS), &options).await.unwrap();
+        assert_eq!(channels.lock().by_addr.len(), MAX_CHANNELS);
+        assert_eq!(channels.get(&addr(0), &options).await.unwrap().1, first);
+        assert!(!channels.lock().by_addr.contains_key(&addr(1)));
     }
 }

@@ -347,8 +347,8 @@ impl Transport for GrpcTransport {
         let start = tokio::time::Instant::now();
         let unreachable =
             |reason: String| TransportError::Unreachable { addr: addr.to_owned(), reason };
-        let channel = match timeout(limit, self.channels.get(addr, &self.options)).await {
-            Ok(Ok(channel)) => channel,
+        let (channel, number) = match timeout(limit, self.channels.get(addr, &self.options)).await {
+            Ok(Ok(kept)) => kept,
             Ok(Err(reason)) => return Err(unreachable(reason)),
             Err(_) => return Err(unreachable(format!("no connection within {limit:?}"))),
         };
@@ -360,7 +360,7 @@ impl Transport for GrpcTransport {
                 Ok(Err(s)) => {
                     let error = status::failure(addr, &s);
                     if !matches!(error, TransportError::Refused(_)) {
-                        self.channels.forget(addr);
+                        self.channels.forget(addr, number);
                     }
                     Err(error)
                 }

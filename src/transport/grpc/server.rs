@@ -7,10 +7,12 @@
 //!   reads the messages;
 //! - the first message of a stream is waited for no longer than the handshake timeout;
 //! - a newer stream of the same peer and lane ends the older one, so that what was left in an
-//!   abandoned connection never arrives behind newer messages.
+//!   abandoned connection never arrives behind newer messages; and with the stream its connection,
+//!   where the listener is ours: a far end that vanished would never close it.
 
 use std::collections::HashMap;
 use std::fmt;
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use async_trait::async_trait;
@@ -21,7 +23,7 @@ use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::GrpcOptions;
-use super::accept::{Activity, Busy};
+use super::accept::{Activity, Busy, HangUp};
 use super::closing::Closing;
 use super::snapshot;
 use super::status::refuse;
@@ -136,11 +138,17 @@ impl pb::raft_server::Raft for RaftService {
             handler,
             shared: self.shared.clone(),
             replaced,
-            _busy: activity.map(Activity::begin),
+            _busy: activity.clone().map(Activity::begin),
+            activity,
         };
         lane.deliver(first.messages)?;
         let welcome = stream::iter([Ok(pb::Welcome { hello: Some(ours) })]);
-        let rest = stream::once(lane.run()).map(Err);
+        // NB: kept until the answers are dropped, when the far end's status is on its way.
+        let mut kept = None;
+        let rest = stream::once(lane.run()).map(move |(status, hang_up)| {
+            drop(mem::replace(&mut kept, hang_up));
+            Err(status)
+        });
         Ok(Response::new(welcome.chain(rest).boxed()))
     }
 
@@ -192,19 +200,24 @@ struct Lane {
     handler: Arc<dyn Handler>,
     shared: Arc<Shared>,
     replaced: Arc<Notify>,
+    /// Of the connection, where it is ours.
+    activity: Option<Activity>,
     _busy: Option<Busy>,
 }
 
 impl Lane {
-    /// Hands messages on until the stream ends; why it did.
-    async fn run(mut self) -> Status {
+    /// Hands messages on until the stream ends; why it did, and what ends its connection too.
+    async fn run(mut self) -> (Status, Option<HangUp>) {
         let mut closing = std::pin::pin!(self.shared.closing.clone().closed());
         let replaced = self.replaced.clone();
         loop {
             let batch = tokio::select! {
                 biased;
-                () = &mut closing => return closed(),
-                () = replaced.notified() => return Status::aborted("a newer stream took over"),
+                () = &mut closing => return (closed(), None),
+                () = replaced.notified() => {
+                    let status = Status::aborted("a newer stream took over");
+                    return (status, self.activity.take().map(HangUp));
+                }
                 batch = self.batches.message() => batch,
             };
             let result = match batch {
@@ -214,7 +227,7 @@ impl Lane {
                 Err(status) => Err(status),
             };
             if let Err(status) = result {
-                return status;
+                return (status, None);
             }
         }
     }

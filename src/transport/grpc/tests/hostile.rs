@@ -17,6 +17,9 @@ use crate::pb;
 use crate::transport::recorder::{append, arrived, snapshot, until};
 use crate::transport::{Refusal, convert};
 
+/// Longer than anything takes that works.
+const LONG: Duration = Duration::from_secs(60);
+
 /// Sends bytes as they are.
 #[derive(Default)]
 struct Raw(PhantomData<()>);
@@ -247,6 +250,36 @@ async fn a_newer_stream_of_a_lane_ends_the_older_one() {
     assert_eq!(arrived(&mut two.events, 1).await, [2]);
     streams[2].0.send(late(3)).unwrap();
     assert_eq!(arrived(&mut two.events, 1).await, [3]);
+}
+
+/// Rule: a peer holds one connection per lane, not all that it ever opened. The far end of the older
+/// one lives and answers every sign of life here, so that nothing but the newer one ends it.
+#[tokio::test]
+async fn a_newer_stream_closes_the_connection_of_the_older_one() {
+    const AGES: Duration = Duration::from_secs(10_000);
+    let options = GrpcOptions {
+        max_connections: 2,
+        handshake_timeout: AGES,
+        idle_timeout: AGES,
+        ..GrpcOptions::default()
+    };
+    let two = node_with(2, options, |_| {});
+    let mut held = Vec::new();
+    for n in 0..6_usize {
+        let options = GrpcOptions { handshake_timeout: AGES, ..GrpcOptions::default() };
+        let channel = dial::connect(&two.addr, &options).await.unwrap();
+        let mut client = dial::client(channel.clone(), &options);
+        let first = pb::Batch { hello: Some(hello(&two)), messages: Vec::new(), lane: 1 };
+        let request = stream::iter([first]).chain(stream::pending());
+        let opened = tokio::time::timeout(LONG, client.exchange(request)).await;
+        let mut answers = opened.unwrap_or_else(|_| panic!("{n} is let in")).unwrap().into_inner();
+        assert!(answers.message().await.unwrap().is_some(), "{n} is welcome");
+        held.push((channel, answers));
+        if let Some((_, older)) = n.checked_sub(1).and_then(|n| held.get_mut(n)) {
+            let status = older.message().await.unwrap_err();
+            assert_eq!(status.code(), Code::Aborted, "it is told first: {status:?}");
+        }
+    }
 }
 
 #[tokio::test]

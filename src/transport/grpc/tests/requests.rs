@@ -51,6 +51,30 @@ async fn a_kept_connection_that_broke_is_made_anew() {
     assert_eq!(done(&answer), Some(2));
 }
 
+/// Rule: requests to one node share a connection, also when none is open yet. The other node serves
+/// one only, and answers nothing: a second one would wait for ever.
+#[tokio::test]
+async fn many_requests_at_once_open_one_connection() {
+    const REQUESTS: usize = 40;
+    let one = node(1);
+    let options = GrpcOptions { max_connections: 1, ..GrpcOptions::default() };
+    let mut two = node_with(2, options, |r| r.hung = true);
+    let calls = (0..REQUESTS).map(|_| one.transport.call(&two.addr, info(), LONG));
+    let all = futures::future::join_all(calls);
+    let mut arrived = 0;
+    let arrive = async {
+        while arrived < REQUESTS {
+            let told = two.events.recv().await;
+            arrived += usize::from(told == Some(Told::Called(info())));
+        }
+    };
+    tokio::select! {
+        answers = all => panic!("{answers:?}"),
+        () = arrive => {}
+    }
+    assert_eq!(arrived, REQUESTS);
+}
+
 #[tokio::test]
 async fn an_unanswered_request_is_lost_at_its_deadline() {
     let one = node(1);
