@@ -12,7 +12,7 @@
 //! - `RAFTLINE_SEED=7 cargo test my_test` runs the plan that this seed draws, alone;
 //! - `RAFTLINE_PLAN='seed=7 nodes=3 ..' cargo test my_test` runs any plan;
 //! - `RAFTLINE_MINIMISE=1` before either looks for a smaller plan that fails as well (some hundred
-//!   runs), and tells that failure;
+//!   runs: much faster with `cargo test --release`), and tells that failure;
 //! - `panic!("{failure:#}")` shows everything that happened, `{failure}` the end of it.
 //!
 //! [`replay_with`] and [`minimise_with`] do the same by call. A call of the Store that does not come
