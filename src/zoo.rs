@@ -83,7 +83,6 @@ bugs! {
     RestoreUnrecorded "restore-unrecorded" "R11" Sim(500), "a snapshot is restored before its record is durable";
     RestoreForgotten "restore-forgotten" "R11" Lean(500, "snapshot_entries=4 trailing=0 power=4000"), "a start forgets that a restore was interrupted";
     TransferUnreported "transfer-unreported" "H7" Sim(500), "the engine never hears how a snapshot's transfer ended";
-    LostSnapshotKept "lost-snapshot-kept" "H7" Lean(500, "nodes=3 durable_store=1 rot=4000 kill=4000"), "a snapshot whose file cannot be read is offered again and again";
     SnapshotWithoutReceiver "snapshot-without-receiver" "H13" Sim(500), "a snapshot is sent whose membership lacks its receiver";
 
     // The files.

@@ -44,6 +44,8 @@ pub(super) struct Oracle {
     names: BTreeMap<RaftId, (NodeId, Incarnation)>,
     homes: BTreeMap<RaftId, NodeId>,
     disks: BTreeMap<NodeId, DiskModel>,
+    /// What the disks of removed members held when they were given up.
+    given_up: BTreeMap<RaftId, Contents>,
     /// The configuration that each node counted by at the last look.
     confs: BTreeMap<NodeId, ConfState>,
     /// Each node at the last look, by the life it was in.
@@ -176,9 +178,12 @@ impl Oracle {
     }
 
     fn require_quorum(&self, confs: &[ConfState], index: Index, term: Term) {
+        // A leader that has not heard yet that a member's removal is durable counts that member. It
+        // may: whoever is left of such a majority meets every majority of those that are left.
         let holds = |raft_id: &&RaftId| {
             let disk = self.homes.get(raft_id).and_then(|home| self.disks.get(home));
-            disk.is_some_and(|d| d.durable.holds(index, term))
+            let held = disk.map(|d| &d.durable).into_iter().chain(self.given_up.get(raft_id));
+            held.into_iter().any(|contents| contents.holds(index, term))
         };
         let majority = |voters: &Vec<RaftId>| {
             voters.is_empty() || voters.iter().filter(holds).count() > voters.len() / 2
@@ -319,7 +324,13 @@ impl Oracle {
     }
 
     pub(super) fn new_disk(&mut self, id: NodeId) {
-        self.disks.remove(&id);
+        let old = self.disks.remove(&id);
+        let newest = self.homes.iter().rfind(|(_, home)| **home == id).map(|(raft_id, _)| *raft_id);
+        let members = self.memberships.last_key_value().map(|(_, m)| m);
+        let removed = newest.filter(|r| members.is_some_and(|m| m.was_removed(*r)));
+        if let (Some(raft_id), Some(old)) = (removed, old) {
+            self.given_up.entry(raft_id).or_insert(old.durable);
+        }
         self.last.remove(&id);
     }
 
