@@ -10,6 +10,8 @@ use super::machine::Mischief;
 use super::marks::Mark;
 use super::plan::Knob;
 use super::schedule::Time;
+use super::stopping::Cause;
+use super::subject::{DIGEST, mix};
 use super::world::{What, World};
 use crate::driver::batch::{Batch, answer, judge};
 use crate::driver::capture::write_snapshot;
@@ -19,7 +21,7 @@ use crate::node::event::{Applied, Event, Read};
 use crate::types::{Membership, NodeId, Position, SnapshotMeta};
 
 /// How a call of a Store ends for its node.
-type Ended = Result<(), String>;
+type Ended = Result<(), Cause>;
 
 impl World {
     pub(super) fn store_job(&mut self, id: NodeId, job: Effect) {
@@ -61,7 +63,7 @@ impl World {
         };
         match ended {
             Ok(()) => self.start_store(id),
-            Err(reason) => self.stopped(id, &reason),
+            Err(cause) => self.stopped(id, &cause),
         }
         self.collect(id);
     }
@@ -71,8 +73,10 @@ impl World {
         let mut rest = entries.as_mut_slice();
         while !rest.is_empty() {
             let Some(r) = self.machines.get_mut(&id).and_then(|m| m.running()) else { break };
-            let mischief = r.mischief.take();
-            let batch = Batch::new(rest, &skip, r.applied).map_err(|e| e.to_string())?;
+            let batch = Batch::new(rest, &skip, r.applied).map_err(Cause::Node)?;
+            // A Store that is given nothing cannot fail at it.
+            let given = !batch.proposals.is_empty();
+            let mischief = if given { r.mischief.take() } else { None };
             let (counts, last) = (batch.counts.clone(), batch.last);
             self.oracle.emitted(id, &batch, &mut self.marks);
             let answers = match mischief {
@@ -90,9 +94,7 @@ impl World {
             let failed = failure.as_ref().map(|(index, _)| *index);
             answer(rest, &counts, answers, &skip, failed);
             if let Some((_, error)) = failure {
-                self.marks.hit_if(Mark::StoreErrorStops, mischief == Some(Mischief::Fail));
-                self.marks.hit_if(Mark::StorePanicStops, mischief == Some(Mischief::Panic));
-                return Err(error.to_string());
+                return Err(Cause::Store(error, mischief));
             }
             r.applied = last;
             self.complete(id, epoch, Event::Applied { index: last });
@@ -128,6 +130,9 @@ impl World {
         r.applied = r.applied.max(position.index);
         match wait(&self.runtime, r.store.snapshot()) {
             Ok(data) => {
+                if self.subject.mixed {
+                    self.oracle.captured_state(id, position.index, mix(DIGEST, &data));
+                }
                 r.captures += 1;
                 let what = What::Captured(id, epoch, position, Box::new(membership), data);
                 self.schedule.after(delay, what);
@@ -170,9 +175,14 @@ impl World {
         let index = meta.position.index;
         let Some(r) = self.machines.get_mut(&id).and_then(|m| m.running()) else { return Ok(()) };
         let reader = r.snapshots.open_snapshot(meta.position);
-        let data = reader.and_then(|r| r.read_all()).map_err(|e| e.to_string())?;
-        wait(&self.runtime, r.store.restore(&data)).map_err(|e| e.to_string())?;
+        let data = reader.and_then(|r| r.read_all()).map_err(|e| Cause::Files(e.into()))?;
+        wait(&self.runtime, r.store.restore(&data)).map_err(|e| Cause::Store(e, None))?;
         r.applied = index;
+        let restored = wait(&self.runtime, r.store.snapshot());
+        if self.subject.mixed {
+            let states = [Some(&data), restored.as_ref().ok()];
+            self.oracle.restored(id, index, states.map(|s| s.map_or(0, |s| mix(DIGEST, s))));
+        }
         self.hit(Mark::SnapshotInstalled);
         self.complete(id, epoch, Event::Installed { index });
         Ok(())

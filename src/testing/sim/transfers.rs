@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::marks::Mark;
+use super::schedule::Time;
 use super::world::{What, World};
 use crate::node::event::Event;
 use crate::snapshot::SnapshotReader;
@@ -24,6 +25,8 @@ pub(super) struct Transfer {
     index: Index,
     reader: SnapshotReader,
     writer: Option<SnapshotWriter>,
+    /// It broke silently: its sender gives up then.
+    gives_up: Option<Time>,
 }
 
 #[derive(Default)]
@@ -51,7 +54,7 @@ impl Transfers {
 
 impl World {
     pub(super) fn send_snapshot(&mut self, id: NodeId, peer: RaftId, message: Message) {
-        self.oracle.leaves(id, &message, self.is_stalled(id));
+        self.oracle.leaves(id, &message, self.is_stalled(id), None);
         let epoch = self.at(id).epoch;
         let opened = self.open_transfer(id, peer, message);
         let Some(transfer) = opened else {
@@ -66,7 +69,7 @@ impl World {
     }
 
     fn open_transfer(&mut self, id: NodeId, peer: RaftId, message: Message) -> Option<Transfer> {
-        let to = self.net.homes.get(&peer).copied()?;
+        let to = self.route(id, peer)?;
         let to_epoch = self.machines.get(&to).filter(|m| m.raft_id == Some(peer))?.epoch;
         let meta = message.snapshot.clone()?;
         let from_epoch = self.at(id).epoch;
@@ -85,6 +88,7 @@ impl World {
             index,
             reader,
             writer: None,
+            gives_up: None,
         })
     }
 
@@ -101,6 +105,11 @@ impl World {
                 let Transfer { from, from_epoch, peer, .. } = transfer;
                 self.complete(from, from_epoch, Event::SnapshotSent { to: peer, ok: true });
             }
+            None if self.waits_on(&mut transfer) => {
+                let at = transfer.gives_up.unwrap_or(0);
+                self.transfers.open.insert(number, transfer);
+                self.schedule.at(at, What::Chunk(number));
+            }
             None => {
                 self.hit(Mark::TransferBroken);
                 let Transfer { from, from_epoch, peer, .. } = transfer;
@@ -109,11 +118,25 @@ impl World {
         }
     }
 
+    /// Whether the sender of a broken transfer has yet to notice: on a silent link it only learns
+    /// of it as its deadline passes.
+    fn waits_on(&mut self, t: &mut Transfer) -> bool {
+        let silent = self.is_silent(t.from, t.to);
+        let sends = self.alive(t.from, t.from_epoch).is_some();
+        if !silent || !sends || t.gives_up.is_some() {
+            return false;
+        }
+        t.writer = None;
+        let patience = self.config.request_timeout.as_micros() as Time;
+        t.gives_up = Some(self.now() + patience);
+        true
+    }
+
     /// Some(true): it goes on; Some(false): it is through; None: it broke.
     fn step_transfer(&mut self, t: &mut Transfer) -> Option<bool> {
         let cut = self.net.is_cut(t.from, t.to) || self.net.is_cut(t.to, t.from);
         self.alive(t.from, t.from_epoch)?;
-        if cut {
+        if cut || t.gives_up.is_some() {
             return None;
         }
         let chunk = t.reader.next_chunk(CHUNK).ok()?;
