@@ -148,52 +148,77 @@ async fn linger(shared: &Arc<Shared>) {
 
 /// Who among the others knows that this node was removed.
 #[derive(Clone, Copy, Debug, Default)]
-struct Knowing {
+pub(crate) struct Knowing {
     members: usize,
     of_members: usize,
     voters: usize,
     of_voters: usize,
 }
 
-impl Knowing {
-    fn is_enough(self, late: bool) -> bool {
-        let all = self.members == self.of_members;
-        all || (late && self.voters > self.of_voters / 2)
+/// Finds out who knows: by the newest membership that any of the others tells, because the leader
+/// of a removed node sends it no news.
+#[derive(Debug)]
+pub(crate) struct Inquiry {
+    me: RaftId,
+    newest: Membership,
+    asked: BTreeSet<String>,
+    informed: BTreeSet<NodeId>,
+}
+
+impl Inquiry {
+    pub(crate) fn new(me: RaftId, membership: Membership) -> Self {
+        Self { me, newest: membership, asked: BTreeSet::new(), informed: BTreeSet::new() }
+    }
+
+    /// Whom to ask next; nobody once all were asked.
+    pub(crate) fn ask(&mut self) -> Vec<String> {
+        let others = self.newest.members.iter().filter(|m| m.raft_id != self.me);
+        others.map(|m| m.addr.clone()).filter(|addr| self.asked.insert(addr.clone())).collect()
+    }
+
+    /// What a node tells of its membership.
+    pub(crate) fn told(&mut self, node: NodeId, theirs: Membership) {
+        if theirs.cluster_id == self.newest.cluster_id && theirs.was_removed(self.me) {
+            self.informed.insert(node);
+            if theirs.index > self.newest.index {
+                self.newest = theirs;
+            }
+        }
+    }
+
+    pub(crate) fn end(&self) -> Knowing {
+        Knowing::of(&self.newest, self.me, &self.informed)
     }
 }
 
-/// Asks the others, by the newest membership that any of them tells: the leader of a removed node
-/// sends it no news.
 async fn knowing(shared: &Arc<Shared>) -> Knowing {
     let view = shared.view();
-    let (Some(caller), Some((cluster, me)), Some(membership)) =
+    let (Some(caller), Some((_, me)), Some(membership)) =
         (shared.caller(), view.cluster(), view.membership.clone())
     else {
         return Knowing::default();
     };
-    let mut newest = membership;
-    let mut asked = BTreeSet::new();
-    let mut informed = BTreeSet::new();
+    let mut inquiry = Inquiry::new(me, membership);
     loop {
-        let members = newest.members.iter().filter(|m| m.raft_id != me).map(|m| m.addr.clone());
-        let addrs: Vec<String> = members.filter(|addr| asked.insert(addr.clone())).collect();
+        let addrs = inquiry.ask();
         if addrs.is_empty() {
-            return Knowing::of(&newest, me, &informed);
+            return inquiry.end();
         }
         for (_, info) in caller.infos(&addrs, shared.config.election_timeout()).await {
-            let node = info.node_id;
-            let theirs = info.membership.and_then(|m| Membership::from_pb(m).ok());
-            let told = theirs.filter(|m| m.cluster_id == cluster && m.was_removed(me));
-            let Some(theirs) = told else { continue };
-            informed.insert(node);
-            if theirs.index > newest.index {
-                newest = theirs;
+            if let Some(theirs) = info.membership.and_then(|m| Membership::from_pb(m).ok()) {
+                inquiry.told(info.node_id, theirs);
             }
         }
     }
 }
 
 impl Knowing {
+    /// Whether the removed node may end: all know, or, `late`, a majority of the voters.
+    pub(crate) fn is_enough(self, late: bool) -> bool {
+        let all = self.members == self.of_members;
+        all || (late && self.voters > self.of_voters / 2)
+    }
+
     fn of(m: &Membership, me: RaftId, informed: &BTreeSet<NodeId>) -> Self {
         let others: Vec<&Member> = m.members.iter().filter(|other| other.raft_id != me).collect();
         let votes = |other: &&&Member| m.role(other.raft_id) == Some(MemberRole::Voter);

@@ -7,7 +7,7 @@ use super::marks::Mark;
 use super::schedule::{MS, Time};
 use super::world::{What, World};
 use crate::driver::wire;
-use crate::error::{Error, Result};
+use crate::error::{Error, Leader, Result};
 use crate::node::effect::Forward;
 use crate::node::event::{Applied, Change, Changed, Event, Proposal};
 use crate::pb;
@@ -68,7 +68,7 @@ pub(super) struct Calls {
 
 impl World {
     /// A node asks the leader.
-    pub(super) fn forward(&mut self, id: NodeId, leader: NodeId, work: Forward) {
+    pub(super) fn forward(&mut self, id: NodeId, leader: &Leader, work: Forward) {
         let work = match work {
             Forward::Propose(mut proposals) => {
                 // Who gave up before has been answered by that.
@@ -81,11 +81,18 @@ impl World {
         };
         self.calls.count += 1;
         let number = self.calls.count;
+        // An address where nobody listens is as good as no connection: its own sees to that.
+        let there = self.listener(&leader.addr);
+        let leader = there.unwrap_or(id);
         let home_epoch = self.at(id).epoch;
         let call =
             Call { home: id, home_epoch, at: leader, work, remote: Remote::NotYet, outcome: None };
         self.calls.open.insert(number, call);
-        match self.send_call(id, leader, Envelope::Request(number)) {
+        let sent = match there {
+            Some(leader) => self.send_call(id, leader, Envelope::Request(number)),
+            None => Err(Envelope::Request(number)),
+        };
+        match sent {
             Ok(()) => {
                 let timeout = self.config.request_timeout.as_micros() as Time;
                 self.schedule.after(timeout, What::CallDeadline(number));
@@ -230,14 +237,22 @@ impl World {
         self.collect(call.home);
     }
 
+    /// Whether a node serves a call that it has not answered.
+    pub(super) fn serves_calls(&self, id: NodeId) -> bool {
+        let open = |c: &Call| !matches!(c.remote, Remote::NotYet) && c.outcome.is_none();
+        self.calls.open.values().any(|c| c.at == id && open(c))
+    }
+
     /// A process has ended: its calls, and the connections of those who asked it.
     pub(super) fn calls_break(&mut self, id: NodeId) {
         self.calls.open.retain(|_, c| c.home != id);
         let told = |c: &Call| !matches!(c.remote, Remote::NotYet) && c.outcome.is_none();
         let asked = self.calls.open.iter().filter(|(_, c)| c.at == id && told(c));
-        let broken: Vec<u64> = asked.map(|(number, _)| *number).collect();
-        for number in broken {
-            self.call_is_lost(number, "the connection broke");
+        let broken: Vec<(u64, NodeId)> = asked.map(|(number, c)| (*number, c.home)).collect();
+        for (number, home) in broken {
+            if !self.is_silent(home, id) {
+                self.call_is_lost(number, "the connection broke");
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::life::Crash;
 use super::machine::{Life, addr};
 use super::marks::Mark;
 use super::plan::Knob;
@@ -45,6 +46,15 @@ impl Churn {
         }
     }
 
+    pub(super) fn newest(&self) -> Option<Membership> {
+        self.newest.clone()
+    }
+
+    /// Where a machine listens.
+    pub(super) fn addr(&self, id: NodeId) -> String {
+        addr(id, self.moves.get(&id).copied().unwrap_or(0))
+    }
+
     /// Whether a change may be under way.
     pub(super) fn is_busy(&self) -> bool {
         !self.open.is_empty()
@@ -52,6 +62,11 @@ impl Churn {
 
     pub(super) fn last_asked(&self) -> Time {
         self.last_asked
+    }
+
+    /// Whether an administrator waits for a node's answer.
+    pub(super) fn asks(&self, id: NodeId) -> bool {
+        self.open.values().any(|p| p.node == id)
     }
 
     fn joins(&self, id: NodeId) -> bool {
@@ -67,10 +82,11 @@ impl Churn {
 impl World {
     /// What an administrator does all the time: replaces what is lost, lets in who asks.
     pub(super) fn churn_acts(&mut self) {
+        self.announce_moves();
+        self.schedule.after(300 * MS, What::Churn);
         if self.healed {
             return;
         }
-        self.schedule.after(300 * MS, What::Churn);
         let ids: Vec<NodeId> = self.machines.keys().copied().collect();
         for id in ids {
             match &self.machines[&id].life {
@@ -159,7 +175,7 @@ impl World {
         let Some(node) = self.any_up() else { return };
         let (reply, waiter) = reply(None);
         let incarnation = self.at(id).incarnation();
-        let addr = addr(id, self.churn.moves.get(&id).copied().unwrap_or(0));
+        let addr = self.churn.addr(id);
         let change = Change::Join { node_id: id, incarnation, addr };
         self.open(node, Request::Join(id, waiter), Event::Change { change, reply });
     }
@@ -175,11 +191,40 @@ impl World {
         self.open(node, request, Event::Change { change, reply });
     }
 
+    /// A machine gets another address. With address books it starts anew, and nobody finds it
+    /// until the others were told.
     fn ask_to_move(&mut self) {
         let (Some(node), Some(id)) = (self.any_up(), self.any_up()) else { return };
-        let moves = self.churn.moves.entry(id).or_default();
-        *moves += 1;
-        let addr = addr(id, *moves);
+        *self.churn.moves.entry(id).or_default() += 1;
+        if self.plan.get(Knob::AddressBook) > 0 {
+            self.crash(id, Crash::Kill);
+        } else {
+            self.announce(node, id);
+        }
+    }
+
+    /// Nodes that have moved tell the leader, as often as it takes.
+    fn announce_moves(&mut self) {
+        if self.plan.get(Knob::AddressBook) == 0 {
+            return;
+        }
+        let Some(newest) = self.churn.newest() else { return };
+        let wrong = |m: &crate::types::Member| m.addr != self.churn.addr(m.node_id);
+        let moved = newest.members.iter().filter(|m| wrong(m)).map(|m| (m.node_id, m.raft_id));
+        for (id, raft_id) in moved.collect::<Vec<_>>() {
+            let asked = self.churn.open.values().any(|p| matches!(p.request, Request::Move(_)));
+            let runs = self.at(id).is_up() && self.at(id).raft_id == Some(raft_id);
+            if runs
+                && !asked
+                && let Some(node) = self.any_up()
+            {
+                self.announce(node, id);
+            }
+        }
+    }
+
+    fn announce(&mut self, node: NodeId, id: NodeId) {
+        let addr = self.churn.addr(id);
         let (reply, waiter) = reply(None);
         let incarnation = self.at(id).incarnation();
         let change = Change::Update { node_id: id, incarnation, addr };

@@ -8,13 +8,16 @@ use bytes::Bytes;
 
 use super::marks::Mark;
 use super::plan::Knob;
-use super::schedule::{MS, Time};
+use super::schedule::{MS, SECOND, Time};
 use super::world::{What, World};
 use crate::error::{Error, Outcome, Result};
 use crate::node::event::{Applied, Event, Freshness, Proposal, Read};
 use crate::reply::{Waiter, reply};
 use crate::testing::text::shown;
 use crate::types::{Index, NodeId};
+
+/// A long deadline: longer than a healed cluster may take to come to rest.
+const LONG: Time = 180 * SECOND;
 
 /// What was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,11 +88,33 @@ pub(super) struct Clients {
     /// The highest index that each client has seen.
     seen: Vec<Index>,
     pub(super) done: Vec<Record>,
+    /// How many had come to an end when everything was healed.
+    pub(super) before_healing: usize,
 }
 
 impl Clients {
     pub(super) fn new(count: usize) -> Self {
-        Self { open: BTreeMap::new(), count: 0, seen: vec![0; count], done: Vec::new() }
+        Self {
+            open: BTreeMap::new(),
+            count: 0,
+            seen: vec![0; count],
+            done: Vec::new(),
+            before_healing: 0,
+        }
+    }
+
+    /// Whether a client waits for a node's answer.
+    pub(super) fn asks(&self, id: NodeId) -> bool {
+        self.open.values().any(|op| op.asked.node == id)
+    }
+
+    pub(super) fn numbers(&self) -> Vec<u64> {
+        self.open.keys().copied().collect()
+    }
+
+    /// What is asked and not answered.
+    pub(super) fn waits(&self) -> Vec<(NodeId, &Ask)> {
+        self.open.values().map(|op| (op.asked.node, &op.asked.ask)).collect()
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -147,7 +172,23 @@ impl World {
         self.ask(0, node, Ask::Write(command.into()), true);
     }
 
+    /// A write and a linearizable read of a cluster at rest; how many they are.
+    pub(super) fn fresh_operations(&mut self, node: NodeId) -> usize {
+        let query = (self.subject.query)(&mut self.chance.client, self.clients.count);
+        let freshness = Freshness::Linearizable;
+        let command = (self.subject.command)(&mut self.chance.client, self.clients.count);
+        let asks = [Ask::Write(command.into()), Ask::Read { query, freshness }];
+        let count = asks.len();
+        asks.into_iter().for_each(|ask| self.ask_until(0, node, ask, true, LONG));
+        count
+    }
+
     fn ask(&mut self, client: usize, node: NodeId, ask: Ask, burst: bool) {
+        let timeout = self.deadline();
+        self.ask_until(client, node, ask, burst, timeout);
+    }
+
+    fn ask_until(&mut self, client: usize, node: NodeId, ask: Ask, burst: bool, timeout: Time) {
         let (reply, waiter) = reply(None);
         let event = match &ask {
             Ask::Write(data) => Event::Propose(Proposal { data: data.clone(), reply }),
@@ -163,8 +204,16 @@ impl World {
         self.clients.open.insert(number, Op { asked, waiter });
         self.stats.operations += 1;
         self.request(node, event);
-        let timeout = self.plan.get(Knob::TimeoutMs) * MS;
         self.schedule.after(timeout, What::ClientDeadline(number));
+    }
+
+    /// How long a client waits: some for so long that only the node itself can end their wait.
+    fn deadline(&mut self) -> Time {
+        let long = self.plan.get(Knob::LongDeadlines);
+        if long > 0 && self.chance.client.below(100) < long {
+            return LONG + self.chance.client.below(LONG);
+        }
+        self.plan.get(Knob::TimeoutMs) * MS
     }
 
     /// Takes the answers that a node has given.
@@ -190,6 +239,10 @@ impl World {
     fn finish(&mut self, op: Asked, answer: Result<Applied>) {
         let leads = self.machines.get(&op.node).is_some_and(|m| m.leads());
         self.mark_answer(&op.ask, &answer, leads);
+        let long = self.now() - op.invoked > 10 * SECOND;
+        self.marks.hit_if(Mark::LongWait, long && answer.is_ok());
+        let covered = answer.as_ref().is_err_and(|e| e.to_string().contains("snapshot"));
+        self.marks.hit_if(Mark::CoveredWait, covered);
         if let Ok(applied) = &answer {
             let seen = &mut self.clients.seen[op.client];
             *seen = applied.index.max(*seen);

@@ -5,6 +5,7 @@ use super::machine::{Life, LogJob};
 use super::marks::Mark;
 use super::plan::Knob;
 use super::schedule::Time;
+use super::stopping::Cause;
 use super::world::{What, World};
 use crate::error::StorageError;
 use crate::log::{LogBatch, LogStorage};
@@ -63,7 +64,7 @@ impl World {
                 }
                 self.start_writing(id);
             }
-            Err(error) => self.stopped(id, &error.to_string()),
+            Err(error) => self.stopped(id, &Cause::Files(error.into())),
         }
     }
 
@@ -113,7 +114,7 @@ impl World {
 }
 
 /// What the log thread does with one batch of work; the number of its last append.
-fn run(log: &mut dyn LogStorage, jobs: &[LogJob]) -> Result<Option<u64>, StorageError> {
+pub(super) fn run(log: &mut dyn LogStorage, jobs: &[LogJob]) -> Result<Option<u64>, StorageError> {
     let mut batches: Vec<LogBatch> = Vec::new();
     let mut last = None;
     for job in jobs {

@@ -42,6 +42,10 @@ impl Contents {
         self.compacted.index + self.entries.len() as u64
     }
 
+    fn entry(&self, index: Index) -> Option<(Term, u64)> {
+        self.entries.get(index.checked_sub(self.compacted.index + 1)? as usize).copied()
+    }
+
     /// Whether this entry is in it, or below its beginning and hence in a snapshot.
     pub(super) fn holds(&self, index: Index, term: Term) -> bool {
         let Some(above) = index.checked_sub(self.compacted.index + 1) else { return true };
@@ -96,11 +100,13 @@ pub(super) enum Write {
 pub(super) struct DiskModel {
     pub(super) durable: Contents,
     under_way: Vec<Write>,
+    /// What was written last, as one.
+    last: Vec<Write>,
 }
 
 impl DiskModel {
     pub(super) fn holding(contents: Contents) -> Self {
-        Self { durable: contents, under_way: Vec::new() }
+        Self { durable: contents, ..Self::default() }
     }
 
     /// The log is about to be told.
@@ -128,8 +134,9 @@ impl DiskModel {
     /// The log has said that the first `count` are durable; true when entries were replaced.
     pub(super) fn done(&mut self, count: usize) -> bool {
         let mut truncated = false;
-        for write in self.under_way.drain(..count) {
-            truncated |= take(&mut self.durable, &write);
+        self.last = self.under_way.drain(..count).collect();
+        for write in &self.last {
+            truncated |= take(&mut self.durable, write);
         }
         truncated
     }
@@ -137,7 +144,7 @@ impl DiskModel {
     /// A recovery found this: judges it, and goes on from there. How many writes that were under
     /// way have survived.
     pub(super) fn recovered(&mut self, found: &Contents) -> Result<usize, String> {
-        let writes = std::mem::take(&mut self.under_way);
+        let mut writes = std::mem::take(&mut self.under_way);
         let mut candidate = self.durable.clone();
         for count in 0..=writes.len() {
             if let Some(write) = count.checked_sub(1).and_then(|i| writes.get(i)) {
@@ -145,6 +152,10 @@ impl DiskModel {
             }
             if candidate == *found {
                 self.durable = found.clone();
+                if count > 0 {
+                    writes.truncate(count);
+                    self.last = writes;
+                }
                 return Ok(count);
             }
         }
@@ -154,6 +165,36 @@ impl DiskModel {
             writes.len(),
             brief(&self.durable)
         ))
+    }
+}
+
+impl DiskModel {
+    /// Whether a damaged log lacks at most what was written last: damage there cannot be told from
+    /// a write that power tore.
+    pub(super) fn lacks_the_last_only(&self, found: &Contents) -> bool {
+        let mut whole = self.durable.clone();
+        let mut from = Index::MAX;
+        for write in &self.last {
+            let Write::Batch(batch) = write else {
+                whole.compacted = found.compacted;
+                continue;
+            };
+            if batch.reset.is_some() {
+                // It began anew: nothing that was there before is known any more.
+                return true;
+            }
+            from = batch.entries.first().map_or(from, |e| from.min(e.index));
+            whole.hard_state = batch.hard_state.map_or(whole.hard_state, |_| found.hard_state);
+            if batch.membership.is_some() {
+                whole.membership.clone_from(&found.membership);
+            }
+            whole.snapshot = batch.snapshot.map_or(whole.snapshot, |_| found.snapshot);
+        }
+        let known = self.durable.compacted.index.max(found.compacted.index) + 1;
+        let end = from.min(self.durable.last_index() + 1);
+        (known..end).all(|index| self.durable.entry(index) == found.entry(index))
+            && (whole.hard_state, whole.compacted, &whole.membership, whole.snapshot)
+                == (found.hard_state, found.compacted, &found.membership, found.snapshot)
     }
 }
 

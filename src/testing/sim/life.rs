@@ -5,6 +5,7 @@ use super::machine::{Life, LogJob, Machine, Running, addr, incarnation};
 use super::marks::Mark;
 use super::plan::Knob;
 use super::schedule::{MS, SECOND, Time};
+use super::stopping::Refusal;
 use super::world::{What, World};
 use crate::driver::boot::Opened;
 use crate::error::Result;
@@ -54,6 +55,7 @@ impl World {
             if id <= n {
                 machine.raft_id = Some(id);
                 self.net.homes.insert(id, id);
+                self.oracle.new_disk(id, machine.incarnation());
                 self.write_founding(&machine, &membership);
             } else {
                 machine.life = Life::Out;
@@ -112,7 +114,9 @@ impl World {
         m.boots = 0;
         m.epoch += 1;
         m.life = Life::Joining;
-        self.oracle.new_disk(id);
+        m.sealed = false;
+        let incarnation = m.incarnation();
+        self.oracle.new_disk(id, incarnation);
         let machine = self.machines.remove(&id).expect("invariant: it was just used");
         let nobody = Membership {
             cluster_id: CLUSTER,
@@ -135,24 +139,29 @@ impl World {
                 self.schedule.after(phase, What::Tick(id, epoch));
                 self.stats.starts += 1;
                 self.note(|| format!("node {id} starts"));
+                // Who has no record yet is told by whoever let it in.
+                let told = self.churn.newest();
+                if let Some(r) = self.at(id).running() {
+                    r.view = told;
+                }
                 self.dispatch(id, epoch);
             }
-            Err(reason) if self.nemesis.is_rotten(id) => {
-                self.hit(Mark::RotRefused);
-                self.note(|| format!("node {id} refuses its damaged disk: {reason}"));
-                self.at(id).life = Life::Out;
-            }
-            Err(reason) => panic!("node {id} refuses to start: {reason}"),
+            Err(refusal) => self.refused_start(id, &refusal),
         }
     }
 
-    fn try_boot(&mut self, id: NodeId) -> Result<(), String> {
-        let mut opened = self.at_ref(id).open(&self.plan).map_err(|e| e.to_string())?;
+    fn try_boot(&mut self, id: NodeId) -> Result<(), Refusal> {
+        let mut opened = self.at_ref(id).open(&self.plan)?;
         let found = Contents::of(&opened.recovered);
         if self.at(id).rolled_back {
             self.oracle.rolled_back(id, found.clone());
         }
-        let survived = self.oracle.recovered(id, &found)?;
+        let sealed = std::mem::take(&mut self.at(id).sealed);
+        let survived = self.oracle.recovered(id, &found).map_err(|what| {
+            let explained = !sealed && self.oracle.lacks_the_last_only(id, &found);
+            Refusal::Contents { what, explained }
+        })?;
+        self.sealed_again(id, sealed, survived, opened.recovered.dropped_tail.as_deref());
         let torn = opened.recovered.dropped_tail.is_some();
         self.marks.hit_if(Mark::TornTail, torn);
         self.marks.hit_if(Mark::UnsyncedKept, survived > 0);
@@ -164,11 +173,11 @@ impl World {
             self.hit(Mark::RotHarmless);
         }
         self.at(id).boots = opened.identity.boot;
-        let raft_id = self.at(id).raft_id.ok_or("it has no raft id")?;
+        let raft_id = self.at(id).raft_id.expect("invariant: only a member starts");
         if opened.identity.cluster.is_none() {
-            opened.belong(CLUSTER, raft_id).map_err(|e| e.to_string())?;
+            opened.belong(CLUSTER, raft_id)?;
         }
-        let running = self.assemble(id, opened).map_err(|e| e.to_string())?;
+        let running = self.assemble(id, opened)?;
         self.at(id).life = Life::Running(Box::new(running));
         Ok(())
     }
@@ -195,6 +204,7 @@ impl World {
             snapshots: storage.snapshots,
             completions: Vec::new(),
             messages: Vec::new(),
+            message_bytes: 0,
             seen_boots: std::collections::BTreeMap::new(),
             requests: Vec::new(),
             tick_due: false,
@@ -209,6 +219,9 @@ impl World {
             applied: applied.unwrap_or(0),
             captures: 0,
             mischief: None,
+            view: None,
+            removed: None,
+            drain: None,
         })
     }
 
@@ -232,28 +245,6 @@ impl World {
         self.restart_later(id);
     }
 
-    /// A node has ended by itself, as a failure makes it: its process goes on to end.
-    pub(super) fn stopped(&mut self, id: NodeId, reason: &str) {
-        self.note(|| format!("node {id} stops: {reason}"));
-        let told = self.nemesis.expects_stop(id, &mut self.marks);
-        if self.at(id).rolled_back && reason.contains("acknowledged entries are lost") {
-            // The leader's heartbeat told it so.
-            self.refused_boot(id);
-            return;
-        }
-        let rotten = self.nemesis.is_rotten(id);
-        assert!(told || rotten, "node {id} stops without a fault: {reason}");
-        let m = self.at(id);
-        m.vfs = m.vfs.duplicate();
-        self.end_process(id);
-        if told {
-            self.restart_later(id);
-        } else {
-            self.hit(Mark::RotRefused);
-            self.at(id).life = Life::Out;
-        }
-    }
-
     /// Everything of a process is gone.
     pub(super) fn end_process(&mut self, id: NodeId) {
         let m = self.at(id);
@@ -272,7 +263,7 @@ impl World {
         self.collect(id);
     }
 
-    fn restart_later(&mut self, id: NodeId) {
+    pub(super) fn restart_later(&mut self, id: NodeId) {
         if self.healed {
             return;
         }

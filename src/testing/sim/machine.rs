@@ -17,7 +17,7 @@ use crate::node::event::Event;
 use crate::snapshot::dir::SnapshotDir;
 use crate::store::Store;
 use crate::testing::vfs::FaultyVfs;
-use crate::types::{Incarnation, Index, Message, NodeId, Position, RaftId};
+use crate::types::{Incarnation, Index, Membership, Message, NodeId, Position, RaftId};
 
 pub(super) const DATA: &str = "/data";
 const SNAPSHOTS: &str = "/data/snapshots";
@@ -36,6 +36,7 @@ pub(super) struct Running {
     pub(super) snapshots: SnapshotDir,
     pub(super) completions: Vec<Event>,
     pub(super) messages: Vec<(RaftId, Message)>,
+    pub(super) message_bytes: u64,
     /// The highest boot counter that this process has seen of each peer.
     pub(super) seen_boots: BTreeMap<RaftId, u64>,
     pub(super) requests: Vec<Event>,
@@ -57,6 +58,20 @@ pub(super) struct Running {
     pub(super) captures: u64,
     /// What the Store does instead at its next call.
     pub(super) mischief: Option<Mischief>,
+    /// The membership that it goes by: whom it reaches, and where.
+    pub(super) view: Option<Membership>,
+    /// Since when it knows that it was removed.
+    pub(super) removed: Option<Time>,
+    /// It was told to shut down.
+    pub(super) drain: Option<Drain>,
+}
+
+/// A shutdown under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drain {
+    pub(super) until: Time,
+    /// The node knows.
+    pub(super) told: bool,
 }
 
 /// What is wrong with a Store.
@@ -96,6 +111,8 @@ pub(super) struct Machine {
     pub(super) backup: Option<(u64, FaultyVfs)>,
     /// Its disk is such a copy, and nobody has noticed yet.
     pub(super) rolled_back: bool,
+    /// Its log was sealed, and not opened since.
+    pub(super) sealed: bool,
     /// A bit of its disk has flipped.
     pub(super) rotten: bool,
     pub(super) paused_until: Time,
@@ -139,6 +156,7 @@ impl Machine {
             boots: 0,
             backup: None,
             rolled_back: false,
+            sealed: false,
             rotten: false,
             paused_until: 0,
             stalled_until: 0,

@@ -53,6 +53,8 @@ marks! {
     LastVoter "the removal of the last voter is refused";
     Replaced "a machine whose disk was lost comes back under a new incarnation";
     RemovedRuns "a removed node runs on";
+    LingersForOthers "a removed node stays because too few know of it";
+    LeavesBeforeAll "a removed node ends although not all others know of it";
     AddressChanged "an address changes";
     TransferDone "leadership is transferred";
     StepsDown "a leader that hears no quorum steps down";
@@ -76,6 +78,7 @@ marks! {
     StallDeposes "a leader whose disk stalls loses its leadership";
     RollbackRefused "a disk that was put back from a copy is refused at first contact";
     RotRefused "a damaged disk is refused at the start";
+    RotCostsLast "a flipped bit costs what was written last, as a torn write would";
     RotHarmless "a bit flips where nothing is read";
     StoreErrorStops "a failing Store stops its node";
     StorePanicStops "a panic of the Store stops its node";
@@ -83,6 +86,15 @@ marks! {
     SoleVoter "a cluster of one voter writes";
     OneWayCut "a link is cut in one direction";
     Bridged "two nodes see each other only through a third";
+    ShutDownLeader "a leader is shut down cleanly";
+    ShutDownFollower "a follower is shut down cleanly";
+    ShutDownBusy "a shutdown's deadline passes before everything is answered";
+    SealedReopened "a sealed log is opened again, and all of it is there";
+    SilentLoss "something is lost, and its sender hears nothing";
+    LongWait "an operation is answered after more than ten seconds";
+    CoveredWait "a snapshot covers an operation that waits, and ends its wait";
+    InboxFull "a message is dropped because too many wait";
+    HealedSome "members come and go, and only a majority of them is healed";
     PausedLeader "a leader is paused for longer than an election takes";
 }
 

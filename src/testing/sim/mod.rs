@@ -95,6 +95,7 @@ mod phases;
 mod plan;
 mod report;
 mod schedule;
+mod stopping;
 mod storing;
 mod subject;
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::life::Crash;
 use super::machine::{DATA, Life, Machine, Mischief};
-use super::marks::{Mark, Marks};
+use super::marks::Mark;
 use super::plan::{FAULTS, Knob};
 use super::schedule::{MS, SECOND, Time};
 use super::world::{What, World};
@@ -20,8 +20,6 @@ pub(super) struct Nemesis {
     count: u64,
     /// Disks that are going to fail, or have.
     armed: BTreeMap<NodeId, Knob>,
-    /// Stores that were told to fail.
-    mischievous: BTreeSet<NodeId>,
     /// Disks on which a bit has flipped since they were new.
     rotten: BTreeSet<NodeId>,
     /// The next write, or the next turn, of anybody ends in a loss of power.
@@ -42,14 +40,9 @@ impl Nemesis {
         self.after_send && rng.one_in(5) && std::mem::take(&mut self.after_send)
     }
 
-    /// Whether a node had to stop: a fault was meant for it.
-    pub(super) fn expects_stop(&mut self, id: NodeId, marks: &mut Marks) -> bool {
-        match self.armed.get(&id) {
-            Some(Knob::DiskFull) => marks.hit(Mark::DiskFullStops),
-            Some(_) => marks.hit(Mark::DiskErrorStops),
-            None => {}
-        }
-        self.armed.contains_key(&id) || self.mischievous.contains(&id)
+    /// The fault that a disk is going to show, or has shown.
+    pub(super) fn armed(&self, id: NodeId) -> Option<Knob> {
+        self.armed.get(&id).copied()
     }
 
     pub(super) fn is_rotten(&self, id: NodeId) -> bool {
@@ -59,7 +52,6 @@ impl Nemesis {
     /// A process has ended: what was meant for it is over.
     pub(super) fn forget(&mut self, id: NodeId) {
         self.armed.remove(&id);
-        self.mischievous.remove(&id);
     }
 
     pub(super) fn new_disk(&mut self, id: NodeId) {
@@ -111,6 +103,7 @@ impl World {
             Knob::Transfer | Knob::Join | Knob::Remove | Knob::RemoveLeader | Knob::Move => {
                 self.change_members(knob);
             }
+            Knob::Shutdown => self.shut_down(),
             Knob::Burst => {
                 let count = 20 + self.chance.fault.below(200);
                 if let Some(id) = self.any_up() {
@@ -259,7 +252,6 @@ impl World {
         let what = if knob == Knob::StorePanic { Mischief::Panic } else { Mischief::Fail };
         if let Some(r) = self.at(id).running() {
             r.mischief = Some(what);
-            self.nemesis.mischievous.insert(id);
         }
     }
 
@@ -332,6 +324,7 @@ impl World {
         let m = self.at(id);
         m.vfs = copy;
         m.rolled_back = true;
+        m.sealed = false;
         m.wiped = true;
         self.nemesis.quiet_until = self.now() + 10 * SECOND;
         self.boot(id);

@@ -8,6 +8,7 @@ use super::machine::{Life, Machine};
 use super::marks::Mark;
 use super::plan::Knob;
 use super::schedule::{MS, Time};
+use super::subject::{DIGEST, mix};
 use super::world::{What, World};
 use crate::node::event::Event;
 use crate::types::{Message, NodeId, RaftId};
@@ -89,10 +90,16 @@ impl Net {
 impl World {
     /// A raft message leaves a node.
     pub(super) fn send(&mut self, id: NodeId, message: Message) {
-        self.oracle.leaves(id, &message, self.is_stalled(id));
+        // In a later term its log may be another already than the one that it speaks of.
+        let speaks = |n: &&crate::node::Node| n.probe().term == message.inner.term;
+        let node = self.machines.get(&id).and_then(Machine::node).filter(speaks);
+        let term = node.and_then(|n| n.term_at(message.inner.index));
+        self.oracle.leaves(id, &message, self.is_stalled(id), term);
         self.stats.messages += 1;
-        let Some(to) = self.net.homes.get(&message.to()).copied() else { return };
         let Some(from) = self.at(id).raft_id else { return };
+        let Some(to) = self.route(id, message.to()) else {
+            return self.unreachable(id, message.to());
+        };
         self.note(|| format!("node {id} > node {to}: {}", in_short(&message)));
         let copy = self.chance.net.below(1000) < self.fault_rate(Knob::Duplicate);
         if copy {
@@ -103,6 +110,27 @@ impl World {
         }
         let bulk = message.is_bulk();
         self.post(id, to, Load::Raft { from, message: Box::new(message) }, bulk, 0);
+    }
+
+    /// Where a node's message to a member goes: to whoever listens at the address that it was told.
+    pub(super) fn route(&self, id: NodeId, to: RaftId) -> Option<NodeId> {
+        if self.plan.get(Knob::AddressBook) == 0 {
+            return self.net.homes.get(&to).copied();
+        }
+        let Life::Running(r) = &self.machines.get(&id)?.life else { return None };
+        self.listener(&r.view.as_ref()?.by_raft(to)?.addr)
+    }
+
+    /// The machine that listens at an address.
+    pub(super) fn listener(&self, addr: &str) -> Option<NodeId> {
+        let machine = self.machines.keys().find(|id| self.churn.addr(**id) == addr).copied();
+        if self.plan.get(Knob::AddressBook) > 0 {
+            return machine;
+        }
+        // Without a book machines are found wherever they are said to be.
+        machine.or_else(|| {
+            self.machines.keys().find(|id| addr.starts_with(&format!("n{id}:"))).copied()
+        })
     }
 
     /// Sends a request or an answer; gives it back when there is no connection.
@@ -173,20 +201,27 @@ impl World {
         let Packet { from: sender, to, to_epoch, load, .. } = packet;
         match load {
             Load::Raft { from, message } => {
+                let (bound, size) = (self.plan.get(Knob::InboxBytes), message.size() as u64);
                 let stray = self.plan.get(Knob::Duplicate) > 0;
                 let Some(m) = self.machines.get_mut(&to) else { return };
                 // The handshake names the raft id of both ends.
                 let fits = m.raft_id == Some(message.to()) && (stray || m.epoch == to_epoch);
                 let Some(r) = m.running().filter(|_| fits) else {
-                    return self.unreachable(sender, message.to());
+                    return self.nobody_there(sender, to, message.to());
                 };
+                // As the inbox does it: raft sends again.
+                let fits = r.messages.is_empty() || r.message_bytes + size <= bound;
+                if bound > 0 && !fits {
+                    return self.hit(Mark::InboxFull);
+                }
+                r.message_bytes += size;
                 r.messages.push((from, *message));
                 self.wake(to);
             }
             Load::Call(envelope) => {
                 if self.alive(to, to_epoch).is_some() {
                     self.call_arrives(to, envelope);
-                } else {
+                } else if !self.is_silent(sender, to) {
                     self.call_is_lost(envelope.call(), "the connection broke");
                 }
             }
@@ -229,10 +264,27 @@ impl World {
 
     /// The transport notices that a connection broke.
     fn lose(&mut self, packet: Packet) {
+        if self.is_silent(packet.from, packet.to) {
+            // Whoever waits for an answer has a deadline.
+            return self.hit(Mark::SilentLoss);
+        }
         match packet.load {
             Load::Raft { message, .. } => self.unreachable(packet.from, message.to()),
             Load::Call(envelope) => self.call_is_lost(envelope.call(), "the connection broke"),
         }
+    }
+
+    fn nobody_there(&mut self, from: NodeId, to: NodeId, peer: RaftId) {
+        if !self.is_silent(from, to) {
+            self.unreachable(from, peer);
+        }
+    }
+
+    /// Whether whatever a link loses is lost without a word: no reset, no error, nothing.
+    pub(super) fn is_silent(&self, from: NodeId, to: NodeId) -> bool {
+        let silent = self.plan.get(Knob::Silent);
+        let link = [self.plan.seed, from, to].map(u64::to_le_bytes).concat();
+        silent > 0 && from != to && mix(DIGEST, &link) % 100 < silent
     }
 
     fn unreachable(&mut self, id: NodeId, peer: RaftId) {

@@ -38,11 +38,14 @@ pub(super) struct Oracle {
     pub(super) log: BTreeMap<Index, Vec<Bytes>>,
     /// What a Store answered to each, and whose it was.
     answers: BTreeMap<Index, (NodeId, Vec<Answer>)>,
+    /// The state of a Store that has applied everything up to an index.
+    states: BTreeMap<Index, u64>,
     /// Every entry that came to any disk.
     written: BTreeMap<(Index, Term), u64>,
     pub(super) memberships: BTreeMap<Index, Membership>,
     names: BTreeMap<RaftId, (NodeId, Incarnation)>,
-    homes: BTreeMap<RaftId, NodeId>,
+    /// Whose disk is in each machine.
+    incarnations: BTreeMap<NodeId, Incarnation>,
     disks: BTreeMap<NodeId, DiskModel>,
     /// What the disks of removed members held when they were given up.
     given_up: BTreeMap<RaftId, Contents>,
@@ -181,8 +184,8 @@ impl Oracle {
         // A leader that has not heard yet that a member's removal is durable counts that member. It
         // may: whoever is left of such a majority meets every majority of those that are left.
         let holds = |raft_id: &&RaftId| {
-            let disk = self.homes.get(raft_id).and_then(|home| self.disks.get(home));
-            let held = disk.map(|d| &d.durable).into_iter().chain(self.given_up.get(raft_id));
+            let disk = self.disk_of(**raft_id).map(|d| &d.durable);
+            let held = disk.into_iter().chain(self.given_up.get(raft_id));
             held.into_iter().any(|contents| contents.holds(index, term))
         };
         let majority = |voters: &Vec<RaftId>| {
@@ -203,7 +206,6 @@ impl Oracle {
             let name = (member.node_id, member.incarnation);
             let known = *self.names.entry(member.raft_id).or_insert(name);
             assert_eq!(known, name, "I13: raft id {} is used again", member.raft_id);
-            self.homes.insert(member.raft_id, member.node_id);
         }
         if let Some(known) = self.memberships.get(&m.index) {
             assert_eq!(known, m, "I13: two memberships at index {}", m.index);
@@ -224,7 +226,8 @@ impl Oracle {
 
     /// A message leaves a node: R2, H6. What it says is durable there. R12: a leader falls silent
     /// behind a stalled disk, so that it loses its leadership.
-    pub(super) fn leaves(&self, id: NodeId, message: &Message, stalled: bool) {
+    /// `term` is that of the node's entry at the message's index.
+    pub(super) fn leaves(&self, id: NodeId, message: &Message, stalled: bool, term: Option<Term>) {
         use MessageType as T;
         let Some(disk) = self.disks.get(&id).map(|d| &d.durable) else { return };
         let m = &message.inner;
@@ -250,6 +253,8 @@ impl Oracle {
         if kind == T::MsgAppendResponse && !m.reject && m.term == hs.term {
             let last = disk.last_index();
             assert!(m.index <= last, "I9: node {id} acknowledges {}, durable {last}", m.index);
+            let durable = term.is_none_or(|term| disk.holds(m.index, term));
+            assert!(durable, "I9: node {id} acknowledges {} of {term:?}, durable another", m.index);
         }
     }
 
@@ -289,6 +294,11 @@ impl Oracle {
         self.disks.entry(id).or_default().recovered(found)
     }
 
+    /// Whether a flipped bit cost no more than what was written last.
+    pub(super) fn lacks_the_last_only(&self, id: NodeId, found: &Contents) -> bool {
+        self.disks.get(&id).is_some_and(|d| d.lacks_the_last_only(found))
+    }
+
     /// An older copy of a disk was put back: what it holds is what it holds.
     pub(super) fn rolled_back(&mut self, id: NodeId, found: Contents) {
         self.disks.insert(id, DiskModel::holding(found));
@@ -314,18 +324,24 @@ impl Oracle {
     pub(super) fn knows_removal(&self, raft_id: RaftId) -> bool {
         let Some((_, newest)) = self.memberships.last_key_value() else { return false };
         let knows = |voter: &&RaftId| {
-            let home = self.homes.get(*voter);
-            let disk = home.and_then(|home| self.disks.get(home));
-            let record = disk.and_then(|d| d.durable.membership.clone());
+            let record = self.disk_of(**voter).and_then(|d| d.durable.membership.clone());
             record.and_then(|r| Membership::decode(r).ok()).is_some_and(|m| m.was_removed(raft_id))
         };
         let voters = &newest.conf_state.voters;
         newest.was_removed(raft_id) && voters.iter().filter(knows).count() > voters.len() / 2
     }
 
-    pub(super) fn new_disk(&mut self, id: NodeId) {
+    /// The disk of a member, unless its machine has lost it: what is in there now is another's.
+    fn disk_of(&self, raft_id: RaftId) -> Option<&DiskModel> {
+        let (home, incarnation) = self.names.get(&raft_id)?;
+        let there = self.incarnations.get(home) == Some(incarnation);
+        self.disks.get(home).filter(|_| there)
+    }
+
+    pub(super) fn new_disk(&mut self, id: NodeId, incarnation: Incarnation) {
+        self.incarnations.insert(id, incarnation);
         let old = self.disks.remove(&id);
-        let newest = self.homes.iter().rfind(|(_, home)| **home == id).map(|(raft_id, _)| *raft_id);
+        let newest = self.names.iter().rfind(|(_, (home, _))| *home == id).map(|(r, _)| *r);
         let members = self.memberships.last_key_value().map(|(_, m)| m);
         let removed = newest.filter(|r| members.is_some_and(|m| m.was_removed(*r)));
         if let (Some(raft_id), Some(old)) = (removed, old) {
@@ -405,6 +421,20 @@ impl Oracle {
             last,
             "a snapshot at {position:?} has another membership"
         );
+    }
+
+    /// I5: Stores that were captured at the same index hold the same.
+    pub(super) fn captured_state(&mut self, id: NodeId, index: Index, state: u64) {
+        let known = *self.states.entry(index).or_insert(state);
+        assert_eq!(known, state, "I5: the Store of node {id} differs in its snapshot at {index}");
+    }
+
+    /// I5: a snapshot that arrived, and the Store that it was restored to, hold what was captured.
+    pub(super) fn restored(&self, id: NodeId, index: Index, states: [u64; 2]) {
+        let captured = self.states.get(&index).copied();
+        for state in states {
+            assert_eq!(captured, Some(state), "I5: node {id} restores another state at {index}");
+        }
     }
 
     /// R11: a snapshot is restored only after its record is durable.

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use super::clients::Came;
+use super::clients::{Came, Record};
 use super::machine::{Life, Machine};
+use super::marks::Mark;
 use super::nemesis::takes_part;
 use super::plan::Knob;
 use super::schedule::{MS, SECOND, Time};
@@ -24,12 +25,15 @@ impl World {
         self.heal();
         self.demand_progress();
         self.demand_rest();
+        self.demand_answers();
+        self.demand_rest();
         self.verdict();
     }
 
     /// Ends every fault for a majority that chance picks; everybody else is gone for good.
     fn heal(&mut self) {
         self.healed = true;
+        self.clients.before_healing = self.clients.done.len();
         self.note(|| "everything is healed".to_owned());
         self.net.heal();
         self.nemesis.heal();
@@ -44,7 +48,11 @@ impl World {
             m.vfs.disarm();
             if let Some(r) = m.running() {
                 r.mischief = None;
+                let stops = r.drain.is_some();
                 self.wake(id);
+                if stops {
+                    self.seal(id);
+                }
             }
         }
         for id in chosen {
@@ -58,16 +66,23 @@ impl World {
     fn choose_majority(&mut self) -> BTreeSet<NodeId> {
         let usable = |m: &&Machine| takes_part(m) && !m.rotten;
         let mut rest: Vec<NodeId> = self.machines.values().filter(usable).map(|m| m.id).collect();
-        // While members change, nobody can tell which configuration comes next: all are needed.
-        if self.plan.has_churn() {
+        // Nobody can tell an older copy of a disk before it meets someone who remembers.
+        let unnoticed = self.machines.values().any(|m| m.rolled_back);
+        let churn = self.plan.has_churn();
+        if churn && (unnoticed || self.plan.get(Knob::HealSome) == 0) {
             return rest.into_iter().collect();
         }
-        let confs = self.configurations(&rest);
+        let mut confs = self.configurations(&rest);
+        let newest = self.oracle.memberships.values().next_back();
+        confs.extend(newest.map(|m| m.conf_state.clone()));
+        // One more change may be in a log, which no record tells of yet.
+        let spare = usize::from(churn);
         let mut chosen = BTreeSet::new();
-        while !rest.is_empty() && !confs.iter().all(|c| self.is_majority(c, &chosen)) {
+        while !rest.is_empty() && !confs.iter().all(|c| self.is_majority(c, &chosen, spare)) {
             let at = self.chance.fault.below(rest.len() as u64) as usize;
             chosen.insert(rest.swap_remove(at));
         }
+        self.marks.hit_if(Mark::HealedSome, churn && !rest.is_empty());
         chosen
     }
 
@@ -82,18 +97,23 @@ impl World {
         confs
     }
 
-    fn is_majority(&self, conf: &ConfState, chosen: &BTreeSet<NodeId>) -> bool {
+    /// Whether these are a majority of the voters, and stay one when so many come or go.
+    fn is_majority(&self, conf: &ConfState, chosen: &BTreeSet<NodeId>, spare: usize) -> bool {
         let home = |raft_id: &&u64| {
             self.net.homes.get(raft_id).is_some_and(|home| {
                 chosen.contains(home) && self.machines[home].raft_id == Some(**raft_id)
             })
         };
-        conf.voters.iter().filter(home).count() > conf.voters.len() / 2
+        let majority = |voters: &Vec<u64>| {
+            let count = voters.iter().filter(home).count();
+            voters.is_empty() || count > (voters.len() + spare) / 2
+        };
+        majority(&conf.voters) && majority(&conf.voters_outgoing)
     }
 
     /// I15: a leader within ten election timeouts, a fresh write within twenty.
     fn demand_progress(&mut self) {
-        let timeout = 2 * self.config.election_timeout().as_micros() as Time;
+        let timeout = self.config.election_timeout().as_micros() as Time;
         let healed = self.now();
         while self.settled_leader().is_none() {
             assert!(
@@ -132,13 +152,56 @@ impl World {
         })
     }
 
+    /// I15: a cluster at rest answers a write and a linearizable read through each of its members.
+    fn demand_answers(&mut self) {
+        let ids = self.members_up();
+        assert!(!ids.is_empty(), "I15: a cluster at rest has lost its leader: {}", self.picture());
+        for id in ids {
+            let from = self.clients.done.len();
+            let asked = self.fresh_operations(id);
+            let end = self.now() + 20 * self.config.election_timeout().as_micros() as Time;
+            while !self.clients.is_idle() {
+                let waits = self.clients.waits();
+                assert!(self.now() < end, "I15: no answer to {waits:?}: {}", self.picture());
+                self.run_until(self.now() + 100 * MS);
+            }
+            let new = self.clients.done.get(from..).unwrap_or_default();
+            let good = |r: &&Record| matches!(r.came, Came::Ok(_) | Came::Rejected(_));
+            let bad: Vec<&Record> = new.iter().filter(|r| !good(r)).collect();
+            assert!(bad.is_empty() && new.len() == asked, "I15: a healthy cluster says {bad:?}");
+        }
+    }
+
+    /// Nodes that run, and that the leader knows as members.
+    fn members_up(&self) -> Vec<NodeId> {
+        let leader = self.settled_leader().and_then(|id| self.machines[&id].node()?.members());
+        let is_member = |m: &&Machine| {
+            let known = m.raft_id.and_then(|r| leader.and_then(|l| l.by_raft(r)));
+            m.is_up() && known.is_some()
+        };
+        self.machines.values().filter(is_member).map(|m| m.id).collect()
+    }
+
+    /// Whether the members have answered all, however long its clients would wait.
+    fn is_answered(&self) -> bool {
+        !self.members_up().into_iter().any(|id| self.clients.asks(id))
+    }
+
+    /// Who was removed without hearing of it answers when a client's patience ends.
+    fn give_up_outside(&mut self) {
+        for number in self.clients.numbers() {
+            self.client_gives_up(number);
+        }
+    }
+
     /// Every member that runs comes to hold and to have applied the whole log of the leader.
     fn demand_rest(&mut self) {
         let end = self.now() + REST;
-        while !(self.clients.is_idle() && self.is_at_rest()) {
+        while !(self.is_answered() && self.is_at_rest()) {
             assert!(self.now() < end, "the healed cluster never comes to rest: {}", self.picture());
             self.run_until(self.now() + 100 * MS);
         }
+        self.give_up_outside();
         for m in self.machines.values() {
             let waiting = m.node().map_or(0, |n| n.overdue_proposals());
             assert_eq!(waiting, 0, "I14: node {} keeps proposals that are decided", m.id);

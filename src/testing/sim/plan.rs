@@ -79,6 +79,12 @@ knobs! {
     RemoveLeader "remove_leader" 0 "Mean milliseconds between removals of the leader.";
     Move "move" 0 "Mean milliseconds between changes of an address.";
     Burst "burst" 0 "Mean milliseconds between bursts of proposals.";
+    Shutdown "shutdown" 0 "Mean milliseconds between clean shutdowns.";
+    Silent "silent" 0 "Percent of the links that lose what they lose without telling its sender.";
+    LongDeadlines "long_deadlines" 0 "Percent of the operations whose clients wait for minutes.";
+    AddressBook "address_book" 0 "1: messages go to the address that their sender was told, and not to wherever their receiver is.";
+    HealSome "heal_some" 0 "1: where members change, too, a majority is healed and the rest is gone; 0: all are healed there.";
+    InboxBytes "inbox_bytes" 0 "0: no bound; n: bytes of peers' messages that may wait for a node.";
 }
 
 /// Knobs that are faults: each may be off.
@@ -112,6 +118,7 @@ pub const FAULTS: &[Knob] = &[
     Knob::RemoveLeader,
     Knob::Move,
     Knob::Burst,
+    Knob::Shutdown,
 ];
 
 /// One run, whole: the same plan gives the same run everywhere.
@@ -137,6 +144,7 @@ impl Plan {
         let mut rng = Rng::new(seed ^ 0x5eed_0f91_a45e_11e5);
         plan.draw_shape(&mut rng);
         plan.draw_faults(&mut rng);
+        plan.draw_world(&mut rng);
         plan
     }
 
@@ -198,6 +206,16 @@ impl Plan {
         if self.get(Knob::Join) > 0 {
             self.set(Knob::Spares, 1 + rng.below(3));
         }
+    }
+
+    /// What is no fault, and still different from one place to another.
+    fn draw_world(&mut self, rng: &mut Rng) {
+        self.set(Knob::Silent, [0, 50, 100][rng.below(3) as usize]);
+        self.set(Knob::LongDeadlines, [0, 2, 20][rng.below(3) as usize]);
+        // NB: the address book is not drawn: a follower that was away while its new leader joined
+        // has no address for it, cannot answer, and never catches up.
+        self.set(Knob::HealSome, rng.below(2));
+        self.set(Knob::InboxBytes, [0, 0, 500, 5000][rng.below(4) as usize]);
     }
 
     /// The value of a knob.

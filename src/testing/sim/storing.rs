@@ -7,6 +7,8 @@ use super::machine::Mischief;
 use super::marks::Mark;
 use super::plan::Knob;
 use super::schedule::Time;
+use super::stopping::Cause;
+use super::subject::{DIGEST, mix};
 use super::world::{What, World};
 use crate::driver::batch::{Answers, Batch, Panic, answer, judge};
 use crate::driver::capture::write_snapshot;
@@ -18,7 +20,7 @@ use crate::testing::text::{shown, shown_all};
 use crate::types::{Membership, NodeId, Position, SnapshotMeta};
 
 /// How a call of a Store ends for its node.
-type Ended = Result<(), String>;
+type Ended = Result<(), Cause>;
 
 impl World {
     pub(super) fn store_job(&mut self, id: NodeId, job: Effect) {
@@ -60,7 +62,7 @@ impl World {
         };
         match ended {
             Ok(()) => self.start_store(id),
-            Err(reason) => self.stopped(id, &reason),
+            Err(cause) => self.stopped(id, &cause),
         }
         self.collect(id);
     }
@@ -70,8 +72,10 @@ impl World {
         let mut rest = entries.as_mut_slice();
         while !rest.is_empty() {
             let Some(r) = self.machines.get_mut(&id).and_then(|m| m.running()) else { break };
-            let mischief = r.mischief.take();
-            let batch = Batch::new(rest, &skip, r.applied).map_err(|e| e.to_string())?;
+            let batch = Batch::new(rest, &skip, r.applied).map_err(Cause::Node)?;
+            // A Store that is given nothing cannot fail at it.
+            let given = !batch.proposals.is_empty();
+            let mischief = if given { r.mischief.take() } else { None };
             let (counts, last) = (batch.counts.clone(), batch.last);
             self.oracle.emitted(id, &batch, &mut self.marks);
             let answers = match mischief {
@@ -93,15 +97,7 @@ impl World {
             let failed = failure.as_ref().map(|(index, _)| *index);
             answer(rest, &counts, answers, &skip, failed);
             if let Some((_, error)) = failure {
-                self.marks.hit_if(Mark::StoreErrorStops, mischief == Some(Mischief::Fail));
-                self.marks.hit_if(Mark::StorePanicStops, mischief == Some(Mischief::Panic));
-                // The remedy is for nodes that are not simulated.
-                return Err(match error {
-                    Error::StoreFailed { index, reason, .. } => {
-                        format!("its Store failed at index {index}: {reason}{blame}")
-                    }
-                    error => format!("{error}{blame}"),
-                });
+                return Err(Cause::Store(blamed(error, &blame), mischief));
             }
             r.applied = last;
             self.complete(id, epoch, Event::Applied { index: last });
@@ -137,6 +133,9 @@ impl World {
         r.applied = r.applied.max(position.index);
         match self.caller.must(id, "snapshot", None, r.store.snapshot()) {
             Ok(data) => {
+                if self.subject.mixed {
+                    self.oracle.captured_state(id, position.index, mix(DIGEST, &data));
+                }
                 r.captures += 1;
                 let what = What::Captured(id, epoch, position, Box::new(membership), data);
                 self.schedule.after(delay, what);
@@ -179,15 +178,30 @@ impl World {
         let index = meta.position.index;
         let Some(r) = self.machines.get_mut(&id).and_then(|m| m.running()) else { return Ok(()) };
         let reader = r.snapshots.open_snapshot(meta.position);
-        let data = reader.and_then(|r| r.read_all()).map_err(|e| e.to_string())?;
+        let data = reader.and_then(|r| r.read_all()).map_err(|e| Cause::Files(e.into()))?;
         let call = r.store.restore(&data);
         let restored = self.caller.must(id, "restore", Some(&data), call);
-        restored.map_err(|e| format!("restore of {}: {e}", shown(&data)))?;
+        restored.map_err(|e| Cause::Store(e, None))?;
         r.applied = index;
+        if self.subject.mixed {
+            let restored = self.caller.must(id, "snapshot", None, r.store.snapshot());
+            let states = [Some(&data), restored.as_ref().ok()];
+            self.oracle.restored(id, index, states.map(|s| s.map_or(0, |s| mix(DIGEST, s))));
+        }
         self.note(|| format!("the Store of node {id} restores the snapshot at {index}"));
         self.hit(Mark::SnapshotInstalled);
         self.complete(id, epoch, Event::Installed { index });
         Ok(())
+    }
+}
+
+/// The failure of a Store, with the command that it failed at.
+fn blamed(error: Error, blame: &str) -> Error {
+    match error {
+        Error::StoreFailed { index, reason, remedy } => {
+            Error::StoreFailed { index, reason: reason + blame, remedy }
+        }
+        other => other,
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use super::marks::Mark;
+use super::schedule::Time;
 use super::world::{What, World};
 use crate::node::event::{Event, Transferred};
 use crate::snapshot::SnapshotReader;
@@ -26,6 +27,8 @@ pub(super) struct Transfer {
     position: Position,
     reader: SnapshotReader,
     writer: Option<SnapshotWriter>,
+    /// It broke silently: its sender gives up then.
+    gives_up: Option<Time>,
 }
 
 #[derive(Default)]
@@ -53,7 +56,7 @@ impl Transfers {
 
 impl World {
     pub(super) fn send_snapshot(&mut self, id: NodeId, peer: RaftId, message: Message) {
-        self.oracle.leaves(id, &message, self.is_stalled(id));
+        self.oracle.leaves(id, &message, self.is_stalled(id), None);
         let epoch = self.at(id).epoch;
         let transfer = match self.open_transfer(id, peer, message) {
             Ok(transfer) => transfer,
@@ -79,7 +82,7 @@ impl World {
         mut message: Message,
     ) -> Result<Transfer, Transferred> {
         let broken = || Transferred::Broken;
-        let to = self.net.homes.get(&peer).copied().ok_or_else(broken)?;
+        let to = self.route(id, peer).ok_or_else(broken)?;
         let there = self.machines.get(&to).filter(|m| m.raft_id == Some(peer));
         let to_epoch = there.ok_or_else(broken)?.epoch;
         let position = message.snapshot.as_deref().ok_or_else(broken)?.position;
@@ -101,6 +104,7 @@ impl World {
             position,
             reader,
             writer: None,
+            gives_up: None,
         })
     }
 
@@ -114,6 +118,11 @@ impl World {
                 return self.schedule.after(latency, What::Chunk(number));
             }
             Ok(false) => Transferred::Arrived,
+            Err(Transferred::Broken) if self.waits_on(&mut transfer) => {
+                let at = transfer.gives_up.unwrap_or(0);
+                self.transfers.open.insert(number, transfer);
+                return self.schedule.at(at, What::Chunk(number));
+            }
             Err(how) => {
                 self.hit(Mark::TransferBroken);
                 how
@@ -123,10 +132,25 @@ impl World {
         self.transferred(from, from_epoch, peer, how);
     }
 
+    /// Whether the sender of a broken transfer has yet to notice: on a silent link it only learns
+    /// of it as its deadline passes.
+    fn waits_on(&mut self, t: &mut Transfer) -> bool {
+        let silent = self.is_silent(t.from, t.to);
+        let sends = self.alive(t.from, t.from_epoch).is_some();
+        if !silent || !sends || t.gives_up.is_some() {
+            return false;
+        }
+        t.writer = None;
+        let patience = self.config.request_timeout.as_micros() as Time;
+        t.gives_up = Some(self.now() + patience);
+        true
+    }
+
     /// Whether it goes on, or is through; an error: how it ended otherwise.
     fn step_transfer(&mut self, t: &mut Transfer) -> Result<bool, Transferred> {
         let cut = self.net.is_cut(t.from, t.to) || self.net.is_cut(t.to, t.from);
-        if cut || self.alive(t.from, t.from_epoch).is_none() {
+        let sends = self.alive(t.from, t.from_epoch).is_some();
+        if cut || !sends || t.gives_up.is_some() {
             return Err(Transferred::Broken);
         }
         let unreadable = |_| Transferred::Unreadable(t.position);

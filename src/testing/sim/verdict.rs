@@ -34,6 +34,9 @@ struct Tally {
 impl World {
     pub(super) fn verdict(&mut self) {
         self.check_outcomes();
+        if self.plan.faults().is_empty() {
+            check_calm(self.clients.done.get(..self.clients.before_healing).unwrap_or_default());
+        }
         check_real_time(&self.clients.done);
         if self.subject.mixed && !super::values::check(&self.clients.done) {
             self.stats.undecided += 1;
@@ -195,6 +198,17 @@ impl World {
     }
 }
 
+/// Without any fault nothing is lost sight of, and once the first leader is there, all succeeds.
+fn check_calm(done: &[Record]) {
+    let good = |r: &&Record| matches!(r.came, Came::Ok(_) | Came::Rejected(_));
+    let led = |r: &&Record| good(r) && is_linearizable(r);
+    let first = done.iter().find(led).map_or(u64::MAX, |r| r.ended);
+    for r in done.iter().filter(|r| !good(r)) {
+        let early = r.began < first;
+        assert!(early, "I15: without any fault this came of an operation: {r:?}");
+    }
+}
+
 /// Each acknowledged write got the answer that the log gives it.
 fn check_writes(
     index: Index,
@@ -226,13 +240,16 @@ fn check_writes(
     }
 }
 
+/// Whether only a leader's word can answer it.
+fn is_linearizable(r: &Record) -> bool {
+    matches!(r.ask, Ask::Read { freshness: Freshness::Linearizable, .. } | Ask::Write(_))
+}
+
 /// I12, first half: whatever was answered before an operation began is below or at what it sees.
 fn check_real_time(done: &[Record]) {
-    let index = |r: &Record| match (&r.ask, &r.came) {
-        (Ask::Read { freshness: Freshness::Linearizable, .. } | Ask::Write(_), Came::Ok(a)) => {
-            Some(a.index)
-        }
-        (_, _) => None,
+    let index = |r: &Record| match &r.came {
+        Came::Ok(a) if is_linearizable(r) => Some(a.index),
+        _ => None,
     };
     let sees: Vec<(&Record, Index)> = done.iter().filter_map(|r| Some((r, index(r)?))).collect();
     let mut ended: Vec<(u64, Index)> = sees.iter().map(|(r, i)| (r.ended, *i)).collect();

@@ -9,7 +9,7 @@ use super::caller::Caller;
 use super::calls::Calls;
 use super::churn::Churn;
 use super::clients::Clients;
-use super::machine::{Life, LogJob, Machine, Running, config};
+use super::machine::{LogJob, Machine, Running, config};
 use super::marks::{Mark, Marks};
 use super::nemesis::Nemesis;
 use super::net::{Net, Packet};
@@ -17,6 +17,7 @@ use super::oracle::Oracle;
 use super::plan::{Knob, Plan};
 use super::report::Stats;
 use super::schedule::{MS, Schedule, Time};
+use super::stopping::Cause;
 use super::subject::Subject;
 use super::trace::Trace;
 use super::transfers::Transfers;
@@ -228,10 +229,15 @@ impl World {
             return;
         }
         r.woken = false;
+        if let Some(drain) = r.drain.as_mut().filter(|d| !d.told) {
+            drain.told = true;
+            r.node.handle(Event::Stop);
+        }
         let tick = std::mem::take(&mut r.tick_due);
         for event in std::mem::take(&mut r.completions) {
             r.node.handle(event);
         }
+        r.message_bytes = 0;
         for (from, message) in std::mem::take(&mut r.messages) {
             r.node.handle(Event::Message { from, message });
         }
@@ -245,6 +251,7 @@ impl World {
         }
         self.crash_after_send(id, epoch);
         self.collect(id);
+        self.end_drained(id, epoch);
     }
 
     /// Answers that a node has given since the last time.
@@ -305,31 +312,24 @@ impl World {
                 self.store_job(id, effect);
             }
             Effect::SendSnapshot { to, message } => self.send_snapshot(id, to, message),
-            Effect::Forward { leader, work } => self.forward(id, leader.id, work),
-            Effect::SetPeers(membership) => self.set_peers(id, epoch, &membership),
+            Effect::Forward { leader, work } => self.forward(id, &leader, work),
+            Effect::SetPeers(membership) => self.set_peers(id, epoch, membership),
             Effect::Publish(_) => {}
-            Effect::Fatal(error) => self.stopped(id, &error.to_string()),
+            Effect::Fatal(error) => self.stopped(id, &Cause::Node(error)),
         }
     }
 
-    fn set_peers(&mut self, id: NodeId, epoch: u64, membership: &Membership) {
+    fn set_peers(&mut self, id: NodeId, epoch: u64, membership: Membership) {
         let (told, recorded) = (membership.index, self.oracle.membership_record(id));
         assert!(recorded >= told, "node {id} tells of membership {told}, durable is {recorded}");
-        self.oracle.membership(membership, &mut self.marks);
-        self.churn.learn(membership);
-        let removed = self.alive(id, epoch).is_some_and(|r| membership.was_removed(r.raft_id));
+        self.oracle.membership(&membership, &mut self.marks);
+        self.churn.learn(&membership);
+        let now = self.now();
+        let Some(r) = self.alive(id, epoch) else { return };
+        let removed = membership.was_removed(r.raft_id) && r.removed.is_none();
+        r.view = Some(membership);
         if removed {
-            self.schedule.after(100 * MS, What::Depart(id, epoch));
-        }
-    }
-
-    /// A removed node lingers until the others know; then it ends.
-    fn depart(&mut self, id: NodeId, epoch: u64) {
-        let Some(raft_id) = self.alive(id, epoch).map(|r| r.raft_id) else { return };
-        if self.oracle.knows_removal(raft_id) {
-            self.end_process(id);
-            self.at(id).life = Life::Out;
-        } else {
+            r.removed = Some(now);
             self.schedule.after(100 * MS, What::Depart(id, epoch));
         }
     }
