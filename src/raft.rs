@@ -18,7 +18,7 @@ use crate::driver::caller::Caller;
 use crate::driver::handler::PeerHandler;
 use crate::driver::host::Host;
 use crate::driver::joining;
-use crate::driver::shared::{Lifetime, Phase, Shared, View};
+use crate::driver::shared::{Lifetime, Phase, Shared};
 use crate::driver::{self, AbortOnDrop};
 use crate::error::{Error, Result};
 use crate::log::LogStorage;
@@ -242,7 +242,12 @@ impl<S: Store> Raft<S> {
         let (opening, log) = (shared.clone(), self.log);
         let opened = blocking(move || open(&opening, log, id)).await?;
         shared.status.send_modify(|s| s.id = id);
-        shared.set_view(View { identity: Some(opened.identity), membership: opened.membership()? });
+        let membership = opened.membership()?;
+        shared.update_view(|view| {
+            view.identity = Some(opened.identity);
+            view.membership = membership;
+            view.addr = addr.clone();
+        });
         let caller = core.serve(format!("raftline-{id}"))?;
         let known = [locked(&self.asked).clone(), shared.config.peers.clone()].concat();
         let applied = self.store.applied();
@@ -370,14 +375,15 @@ async fn enter(
             let (cluster, raft_id) = (joined.cluster_id, joined.raft_id);
             let opened = blocking(move || opened.belong(cluster, raft_id).map(|()| opened)).await?;
             // The transport can answer the others before the first snapshot has come.
-            let view =
-                View { identity: Some(opened.identity), membership: Some(joined.membership) };
-            caller.set_peers(&view);
-            shared.set_view(view);
+            meet(shared, caller, &opened, joined.membership);
             return Ok(opened);
         }
     };
-    shared.set_view(View { identity: Some(opened.identity), membership: opened.membership()? });
+    let membership = opened.membership()?;
+    shared.update_view(|view| {
+        view.identity = Some(opened.identity);
+        view.membership = membership;
+    });
     Ok(opened)
 }
 
@@ -391,10 +397,12 @@ fn unmet(dir: PathBuf, cluster: ClusterId) -> Error {
 }
 
 /// Makes the others known, so that the transport can answer them before the first snapshot.
-fn meet(shared: &Shared, caller: &Caller, opened: &Opened, membership: Membership) {
-    let view = View { identity: Some(opened.identity), membership: Some(membership) };
-    caller.set_peers(&view);
-    shared.set_view(view);
+fn meet(shared: &Arc<Shared>, caller: &Caller, opened: &Opened, membership: Membership) {
+    shared.update_view(|view| {
+        view.identity = Some(opened.identity);
+        view.membership = Some(membership);
+    });
+    caller.set_peers(shared.clone());
 }
 
 /// Says so when a node with data was told to join another cluster than its own: it resumes its

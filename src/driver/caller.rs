@@ -3,13 +3,14 @@
 //! Invariant: the transport is only ever called inside the node's own runtime; a caller
 //! elsewhere waits for a task there.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::runtime::Handle;
 
-use super::shared::View;
+use super::shared::Shared;
 use crate::pb;
 use crate::pb::response::Kind as Answer;
 use crate::transport::{Transport, TransportError};
@@ -19,20 +20,21 @@ use crate::types::ClusterId;
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
     runtime: Handle,
-    transport: std::sync::Arc<dyn Transport>,
+    transport: Arc<dyn Transport>,
 }
 
 impl Caller {
-    pub(crate) fn new(runtime: Handle, transport: std::sync::Arc<dyn Transport>) -> Self {
+    pub(crate) fn new(runtime: Handle, transport: Arc<dyn Transport>) -> Self {
         Self { runtime, transport }
     }
 
-    /// Tells the transport who the peers are, before there is a loop that does.
-    pub(crate) fn set_peers(&self, view: &View) {
-        if let Some(peers) = view.peers() {
-            let transport = self.transport.clone();
-            drop(self.runtime.spawn(async move { transport.set_peers(peers) }));
-        }
+    /// Tells the transport who the peers are, as of the moment when it is told: before there is a
+    /// loop that does, and when a peer has said where it is. In the node's own runtime, where the
+    /// loop does the same, the newest view is always told last.
+    pub(crate) fn set_peers(&self, shared: Arc<Shared>) {
+        let transport = self.transport.clone();
+        let tell = async move { shared.view().peers().map(|peers| transport.set_peers(peers)) };
+        drop(self.runtime.spawn(tell));
     }
 
     /// Asks one node.

@@ -20,7 +20,7 @@ use super::forwarder::Forwarder;
 use super::inbox::{Classes, Stop};
 use super::leave;
 use super::log_writer::{Close, LogQueue};
-use super::shared::{Shared, View};
+use super::shared::Shared;
 use super::snapshotter::Snapshotter;
 use crate::error::Error;
 use crate::node::Node;
@@ -225,7 +225,10 @@ impl EventLoop {
                 ports.log.compact(through);
                 ports.snapshotter.retain(keep_snapshot);
             }
-            Effect::Forward { leader, work } => ports.forwarder.forward(leader, work),
+            Effect::Forward { leader, work } => {
+                let leader = self.shared.view().reach(leader);
+                ports.forwarder.forward(leader, work);
+            }
             Effect::SetPeers(membership) => self.set_peers(membership),
             Effect::Publish(status) => {
                 self.shared.status.send_replace(*status);
@@ -241,10 +244,11 @@ impl EventLoop {
         if me.is_some_and(|me| membership.was_removed(me)) {
             tokio::spawn(leave::depart(self.shared.clone()));
         }
-        let view = View { identity, membership: Some(membership) };
-        let peers = view.peers();
-        self.shared.set_view(view);
-        if let Some(peers) = peers {
+        self.shared.update_view(|view| {
+            view.hints.settle(view.membership.as_ref(), &membership);
+            view.membership = Some(membership);
+        });
+        if let Some(peers) = self.shared.view().peers() {
             self.ports.transport.set_peers(peers);
         }
     }

@@ -26,7 +26,7 @@ use crate::pb;
 use crate::pb::request::Kind;
 use crate::pb::response::Kind as Answer;
 use crate::reply::{Reply, Waiter};
-use crate::transport::{Handler, PROTOCOL, Refusal, SnapshotStream};
+use crate::transport::{Handler, PROTOCOL, Peer, Refusal, SnapshotStream};
 use crate::types::{ClusterId, Incarnation, Message, RaftId};
 
 /// Raft ids whose boot counters are remembered: members, earlier ones, and ids that are claimed to
@@ -71,6 +71,31 @@ impl PeerHandler {
         }
         *highest = boot;
         Ok(())
+    }
+
+    /// A peer says where it is reached: where the membership does not know, it serves.
+    fn note_address(&self, view: &View, hello: &pb::Hello) {
+        let Some(incarnation) = Incarnation::from_slice(&hello.from_incarnation) else { return };
+        if check_addr(&hello.from_addr).is_err() {
+            return;
+        }
+        let peer = Peer {
+            raft_id: hello.from,
+            node_id: hello.from_node,
+            incarnation,
+            addr: hello.from_addr.clone(),
+        };
+        if !view.hints.clone().heard(view.membership.as_ref(), peer.clone()) {
+            return;
+        }
+        info!(self.shared.logger, "a peer says where it is reached"; "peer" => hello.from,
+            "node" => hello.from_node, "addr" => &hello.from_addr);
+        self.shared.update_view(|view| {
+            view.hints.heard(view.membership.as_ref(), peer);
+        });
+        if let Some(caller) = self.shared.caller() {
+            caller.set_peers(self.shared.clone());
+        }
     }
 
     fn info(&self) -> pb::Response {
@@ -187,6 +212,7 @@ impl Handler for PeerHandler {
         let view = self.shared.view();
         let back = judge(&view, hello)?;
         self.check_boot(hello.from, hello.from_boot)?;
+        self.note_address(&view, hello);
         Ok(back)
     }
 
@@ -293,6 +319,7 @@ fn judge(view: &View, hello: &pb::Hello) -> std::result::Result<pb::Hello, Refus
         from_incarnation: Bytes::copy_from_slice(&identity.incarnation.to_bytes()),
         to_incarnation: hello.from_incarnation.clone(),
         from_boot: identity.boot,
+        from_addr: view.addr.clone(),
     })
 }
 
@@ -323,161 +350,4 @@ fn check_sender(
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use super::*;
-    use crate::types::{ConfState, Identity, Member, Membership};
-
-    fn view() -> View {
-        let member = |n: u64| Member {
-            node_id: n,
-            raft_id: n,
-            incarnation: Incarnation::from_u128(u128::from(n)),
-            addr: format!("n{n}:1"),
-            metadata: Bytes::new(),
-        };
-        View {
-            identity: Some(Identity {
-                node_id: 1,
-                incarnation: Incarnation::from_u128(1),
-                cluster: Some((ClusterId::from_u128(9), 1)),
-                boot: 4,
-            }),
-            membership: Some(Membership {
-                cluster_id: ClusterId::from_u128(9),
-                index: 5,
-                conf_state: ConfState { voters: vec![1, 2], ..ConfState::default() },
-                members: vec![member(1), member(2)],
-                next_raft_id: 4,
-            }),
-        }
-    }
-
-    fn hello() -> pb::Hello {
-        pb::Hello {
-            protocol: PROTOCOL,
-            cluster_id: Bytes::copy_from_slice(&ClusterId::from_u128(9).to_bytes()),
-            from: 2,
-            to: 1,
-            from_node: 2,
-            from_incarnation: Bytes::copy_from_slice(&Incarnation::from_u128(2).to_bytes()),
-            to_incarnation: Bytes::copy_from_slice(&Incarnation::from_u128(1).to_bytes()),
-            from_boot: 1,
-        }
-    }
-
-    fn handler(config: crate::config::Config) -> PeerHandler {
-        let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let shared = Arc::new(Shared::new(config, logger, |_| Ok(())));
-        shared.set_view(view());
-        PeerHandler::new(shared)
-    }
-
-    fn code(response: &pb::Response) -> Option<pb::refused::Code> {
-        let Some(Answer::Refused(refused)) = &response.kind else { return None };
-        pb::refused::Code::try_from(refused.code).ok()
-    }
-
-    #[test]
-    fn an_older_copy_of_a_directory_is_refused_by_its_boot_counter() {
-        let handler = handler(crate::config::Config::default());
-        handler.admit(&pb::Hello { from_boot: 5, ..hello() }).unwrap();
-        handler.admit(&pb::Hello { from_boot: 5, ..hello() }).unwrap();
-        let refusal = handler.admit(&pb::Hello { from_boot: 4, ..hello() }).unwrap_err();
-        assert!(matches!(refusal, Refusal::Sender(_)), "{refusal}");
-        handler.admit(&pb::Hello { from_boot: 6, ..hello() }).unwrap();
-    }
-
-    #[tokio::test]
-    async fn requests_of_strangers_other_clusters_and_to_followers_are_refused() {
-        use pb::refused::Code;
-        let handler = handler(crate::config::Config::default());
-        let ours = Bytes::copy_from_slice(&ClusterId::from_u128(9).to_bytes());
-        let remove = || Kind::Change(pb::Change { kind: Some(pb::change::Kind::Remove(2)) });
-        let cases = [
-            (Bytes::new(), Some(remove()), Code::WrongCluster),
-            (Bytes::from_static(&[3; 16]), Some(Kind::Info(pb::Info {})), Code::WrongCluster),
-            (ours.clone(), None, Code::Membership),
-            (ours, Some(remove()), Code::NotLeader),
-            (Bytes::new(), Some(Kind::Join(pb::Join::default())), Code::NotLeader),
-        ];
-        for (cluster_id, kind, expected) in cases {
-            let asked = format!("{cluster_id:?} {kind:?}");
-            let response = handler.call(pb::Request { cluster_id, kind }).await;
-            assert_eq!(code(&response), Some(expected), "{asked}");
-        }
-        let info = pb::Request { kind: Some(Kind::Info(pb::Info {})), ..pb::Request::default() };
-        let Some(Answer::Info(info)) = handler.call(info).await.kind else { panic!("no info") };
-        assert_eq!((info.node_id, info.cluster_id.len()), (1, 16));
-    }
-
-    #[tokio::test]
-    async fn peers_take_permits_like_everybody() {
-        use pb::refused::Code;
-        let config = crate::config::Config {
-            max_pending_requests: 1,
-            request_timeout: std::time::Duration::from_millis(1),
-            ..crate::config::Config::default()
-        };
-        let handler = handler(config);
-        handler.shared.status.send_modify(|s| s.role = crate::status::Role::Leader);
-        let commands = vec![Bytes::from_static(b"a"), Bytes::from_static(b"b")];
-        let request = pb::Request {
-            cluster_id: Bytes::copy_from_slice(&ClusterId::from_u128(9).to_bytes()),
-            kind: Some(Kind::Propose(pb::Propose { commands })),
-        };
-        let Some(Answer::Proposed(p)) = handler.call(request).await.kind else {
-            panic!("not proposed")
-        };
-        let codes: Vec<_> = p
-            .outcomes
-            .iter()
-            .map(|o| match &o.kind {
-                Some(pb::outcome::Kind::Refused(r)) => Code::try_from(r.code).ok(),
-                _ => None,
-            })
-            .collect();
-        assert_eq!(codes, [Some(Code::Timeout), Some(Code::Overloaded)]);
-    }
-
-    #[test]
-    fn a_fitting_hello_is_answered_with_our_own() {
-        let back = judge(&view(), &hello()).unwrap();
-        assert_eq!((back.from, back.to, back.from_boot), (1, 2, 4));
-        let newcomer = pb::Hello { from: 4, from_node: 7, ..hello() };
-        judge(&view(), &newcomer).unwrap();
-    }
-
-    #[test]
-    fn each_field_that_does_not_fit_is_refused_by_its_name() {
-        type Case = (fn(&mut pb::Hello), fn(&Refusal) -> bool);
-        let cases: [Case; 9] = [
-            (|h| h.protocol = 2, |r| matches!(r, Refusal::Protocol { theirs: 2 })),
-            (|h| h.cluster_id.clear(), |r| matches!(r, Refusal::Malformed(_))),
-            (
-                |h| h.cluster_id = Bytes::from_static(&[3; 16]),
-                |r| matches!(r, Refusal::Cluster { .. }),
-            ),
-            (|h| h.to = 2, |r| matches!(r, Refusal::Receiver(_))),
-            (
-                |h| h.to_incarnation = Bytes::from_static(&[3; 16]),
-                |r| matches!(r, Refusal::Receiver(_)),
-            ),
-            (
-                |h| h.from_incarnation = Bytes::from_static(&[3; 16]),
-                |r| matches!(r, Refusal::Sender(_)),
-            ),
-            (|h| h.from_node = 3, |r| matches!(r, Refusal::Sender(_))),
-            (|h| h.from = 3, |r| matches!(r, Refusal::Removed(2))),
-            (|h| h.from = 1, |r| matches!(r, Refusal::Sender(_))),
-        ];
-        for (i, (spoil, fits)) in cases.into_iter().enumerate() {
-            let mut h = hello();
-            spoil(&mut h);
-            let refusal = judge(&view(), &h).unwrap_err();
-            assert!(fits(&refusal), "case {i}: {refusal}");
-        }
-        let homeless = View::default();
-        assert!(matches!(judge(&homeless, &hello()), Err(Refusal::Busy(_))));
-    }
-}
+mod tests;

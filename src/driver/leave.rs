@@ -253,20 +253,23 @@ mod tests {
             addr: format!("n{n}:1"),
             metadata: Bytes::new(),
         };
-        shared.set_view(View {
-            identity: Some(Identity {
-                node_id: 1,
-                incarnation: Incarnation::from_u128(1),
-                cluster: Some((cluster_id, 1)),
-                boot: 1,
-            }),
-            membership: Some(Membership {
-                cluster_id,
-                index: 5,
-                conf_state: ConfState { voters: vec![1, 2], ..ConfState::default() },
-                members: vec![member(1), member(2)],
-                next_raft_id: 3,
-            }),
+        shared.update_view(|view| {
+            *view = View {
+                identity: Some(Identity {
+                    node_id: 1,
+                    incarnation: Incarnation::from_u128(1),
+                    cluster: Some((cluster_id, 1)),
+                    boot: 1,
+                }),
+                membership: Some(Membership {
+                    cluster_id,
+                    index: 5,
+                    conf_state: ConfState { voters: vec![1, 2], ..ConfState::default() },
+                    members: vec![member(1), member(2)],
+                    next_raft_id: 3,
+                }),
+                ..View::default()
+            }
         });
         shared
     }

@@ -24,6 +24,7 @@ mod event_loop;
 pub(crate) mod fatal;
 mod forwarder;
 pub(crate) mod handler;
+pub(crate) mod hints;
 pub(crate) mod host;
 pub(crate) mod inbox;
 pub(crate) mod joining;

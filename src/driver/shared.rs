@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::caller::Caller;
 use super::fatal::FatalSink;
+use super::hints::Hints;
 use super::inbox::{Inbox, Stop};
 use crate::config::Config;
 use crate::error::{Error, Leader, Result};
@@ -46,6 +47,10 @@ pub(crate) enum Phase {
 pub(crate) struct View {
     pub(crate) identity: Option<Identity>,
     pub(crate) membership: Option<Membership>,
+    /// Where this node is reached.
+    pub(crate) addr: String,
+    /// Where peers say that they are.
+    pub(crate) hints: Hints,
 }
 
 impl View {
@@ -54,23 +59,29 @@ impl View {
         self.identity.as_ref()?.cluster
     }
 
+    /// A leader, where it is reached: it may have moved, and the membership lag behind.
+    pub(crate) fn reach(&self, leader: Leader) -> Leader {
+        let member = self.membership.as_ref().and_then(|m| m.by_node(leader.id));
+        match member {
+            Some(member) => Leader { addr: self.hints.addr(member).to_owned(), ..leader },
+            None => leader,
+        }
+    }
+
     /// The peers as the transport wants them; None before there is a cluster.
     pub(crate) fn peers(&self) -> Option<Peers> {
         let identity = self.identity?;
         let (cluster_id, raft_id) = identity.cluster?;
-        let others = self
-            .membership
-            .iter()
-            .flat_map(|m| &m.members)
-            .filter(|m| m.raft_id != raft_id)
-            .map(|m| Peer {
-                raft_id: m.raft_id,
-                node_id: m.node_id,
-                incarnation: m.incarnation,
-                addr: m.addr.clone(),
-            })
-            .collect();
-        Some(Peers { cluster_id, raft_id, identity, others })
+        let members = self.membership.iter().flat_map(|m| &m.members);
+        let known = members.map(|m| Peer {
+            raft_id: m.raft_id,
+            node_id: m.node_id,
+            incarnation: m.incarnation,
+            addr: self.hints.addr(m).to_owned(),
+        });
+        let all = known.chain(self.hints.unknown(self.membership.as_ref()).cloned());
+        let others = all.filter(|peer| peer.raft_id != raft_id).collect();
+        Some(Peers { cluster_id, raft_id, identity, addr: self.addr.clone(), others })
     }
 }
 
@@ -116,9 +127,10 @@ impl Shared {
         self.view.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Replaces the view.
-    pub(crate) fn set_view(&self, view: View) {
-        *self.view.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
+    /// Changes the view.
+    pub(crate) fn update_view(&self, change: impl FnOnce(&mut View)) {
+        let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        change(Arc::make_mut(&mut view));
     }
 
     /// The leader and its address, where both are known.

@@ -48,6 +48,8 @@ pub struct Peers {
     pub raft_id: RaftId,
     /// This node's identity.
     pub identity: Identity,
+    /// Where this node is reached, `host:port`.
+    pub addr: String,
     /// Every other member.
     pub others: Vec<Peer>,
 }
@@ -64,6 +66,7 @@ impl Peers {
             from_incarnation: Bytes::copy_from_slice(&self.identity.incarnation.to_bytes()),
             to_incarnation: Bytes::copy_from_slice(&to.incarnation.to_bytes()),
             from_boot: self.identity.boot,
+            from_addr: self.addr.clone(),
         }
     }
 }

@@ -85,6 +85,7 @@ pub(crate) fn peers(me: RaftId, others: &[(RaftId, &str)]) -> Peers {
             cluster: Some((CLUSTER, me)),
             boot: 1,
         },
+        addr: format!("n{me}:1"),
         others: others.iter().map(peer).collect(),
     }
 }
@@ -198,6 +199,7 @@ impl Handler for Recorder {
             from_incarnation: Bytes::copy_from_slice(&self.incarnation.to_bytes()),
             to_incarnation: hello.from_incarnation.clone(),
             from_boot: 1,
+            from_addr: String::new(),
         })
     }
 

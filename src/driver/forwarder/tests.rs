@@ -8,7 +8,6 @@ use async_trait::async_trait;
 use super::*;
 use crate::config::Config;
 use crate::driver::inbox::Classes;
-use crate::driver::shared::View;
 use crate::node::event::Applied;
 use crate::pb::refused::Code;
 use crate::reply::{Waiter, reply};
@@ -65,7 +64,7 @@ fn setup(answers: impl IntoIterator<Item = Answer>) -> Setup {
         cluster: Some((ClusterId::from_u128(9), 1)),
         boot: 1,
     };
-    shared.set_view(View { identity: Some(identity), membership: None });
+    shared.update_view(|view| view.identity = Some(identity));
     let transport = Arc::new(Scripted::default());
     transport.answers.lock().unwrap().extend(answers);
     let forwarder = Forwarder::new(shared.clone(), transport.clone());

@@ -14,7 +14,7 @@ use tonic::Status;
 use super::runtime;
 use crate::config::Config;
 use crate::driver::handler::PeerHandler;
-use crate::driver::shared::{Shared, View};
+use crate::driver::shared::Shared;
 use crate::driver::wire as answers;
 use crate::pb;
 use crate::status::Role;
@@ -194,6 +194,7 @@ pub(super) fn ours() -> pb::Hello {
         from_incarnation: name(2),
         to_incarnation: name(1),
         from_boot: 3,
+        from_addr: "n2:1".to_owned(),
     }
 }
 
@@ -206,7 +207,10 @@ fn handler(role: Role) -> PeerHandler {
         cluster: Some((ClusterId::from_u128(9), OURS)),
         boot: 4,
     };
-    shared.set_view(View { identity: Some(identity), membership: Some(members()) });
+    shared.update_view(|view| {
+        view.identity = Some(identity);
+        view.membership = Some(members());
+    });
     shared.status.send_modify(|s| s.role = role);
     PeerHandler::new(shared)
 }

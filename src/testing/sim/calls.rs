@@ -82,7 +82,10 @@ impl World {
         self.calls.count += 1;
         let number = self.calls.count;
         // An address where nobody listens is as good as no connection: its own sees to that.
-        let there = self.listener(&leader.addr);
+        let view = self.at(id).running().and_then(|r| r.view.as_ref().zip(Some(&r.hints)));
+        let member = view.and_then(|(view, hints)| Some(hints.addr(view.by_node(leader.id)?)));
+        let addr = member.unwrap_or(&leader.addr).to_owned();
+        let there = self.listener(&addr);
         let leader = there.unwrap_or(id);
         let home_epoch = self.at(id).epoch;
         let call =

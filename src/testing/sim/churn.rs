@@ -11,7 +11,7 @@ use super::world::{What, World};
 use crate::error::Result;
 use crate::node::event::{Change, Changed, Event};
 use crate::reply::{Waiter, reply};
-use crate::types::{Membership, NodeId, RaftId};
+use crate::types::{Member, Membership, NodeId, RaftId};
 
 const DEADLINE: u64 = 5 * SECOND;
 
@@ -98,7 +98,7 @@ impl World {
         }
     }
 
-    fn was_removed(&self, id: NodeId) -> bool {
+    pub(super) fn was_removed(&self, id: NodeId) -> bool {
         let raft_id = self.machines.get(&id).and_then(|m| m.raft_id);
         raft_id.is_some_and(|r| self.oracle.knows_removal(r))
     }
@@ -142,7 +142,7 @@ impl World {
                 let at = self.chance.fault.below(members.len() as u64) as usize;
                 let voters = self.churn.newest.as_ref().map_or(0, |m| m.conf_state.voters.len());
                 // The last voter is asked for, too: that must be refused.
-                let may = |m: &&crate::types::Member| voters == 1 || self.may_remove(m.node_id);
+                let may = |m: &&Member| voters == 1 || self.may_remove(m.node_id);
                 if let Some(member) = members.get(at).filter(may).cloned() {
                     self.ask_to_remove(member.node_id);
                 }
@@ -195,6 +195,11 @@ impl World {
     /// until the others were told.
     fn ask_to_move(&mut self) {
         let (Some(node), Some(id)) = (self.any_up(), self.any_up()) else { return };
+        // A majority that moves at once cannot find itself, as the documents say: one at a time,
+        // and the next one when all have it on their disks where the last one is.
+        if self.plan.get(Knob::AddressBook) > 0 && !self.may_move(id) {
+            return;
+        }
         *self.churn.moves.entry(id).or_default() += 1;
         if self.plan.get(Knob::AddressBook) > 0 {
             self.crash(id, Crash::Kill);
@@ -203,22 +208,38 @@ impl World {
         }
     }
 
+    fn may_move(&self, id: NodeId) -> bool {
+        let Some(newest) = self.churn.newest().filter(|m| m.by_node(id).is_some()) else {
+            return false;
+        };
+        let right = |m: &Member| m.addr == self.churn.addr(m.node_id);
+        let knows = |m: &Member| {
+            let record = self.oracle.durable(m.node_id).membership;
+            let record = record.and_then(|r| Membership::decode(r).ok());
+            record.is_some_and(|known| known.members.iter().all(right))
+        };
+        newest.members.iter().all(|m| right(m) && knows(m))
+    }
+
+    /// Members that are elsewhere than the newest membership says.
+    fn moved(&self) -> Vec<(NodeId, RaftId)> {
+        let Some(newest) = self.churn.newest() else { return Vec::new() };
+        let wrong = |m: &&Member| m.addr != self.churn.addr(m.node_id);
+        newest.members.iter().filter(wrong).map(|m| (m.node_id, m.raft_id)).collect()
+    }
+
     /// Nodes that have moved tell the leader, as often as it takes.
     fn announce_moves(&mut self) {
         if self.plan.get(Knob::AddressBook) == 0 {
             return;
         }
-        let Some(newest) = self.churn.newest() else { return };
-        let wrong = |m: &crate::types::Member| m.addr != self.churn.addr(m.node_id);
-        let moved = newest.members.iter().filter(|m| wrong(m)).map(|m| (m.node_id, m.raft_id));
-        for (id, raft_id) in moved.collect::<Vec<_>>() {
-            let asked = self.churn.open.values().any(|p| matches!(p.request, Request::Move(_)));
+        let Some(leader) = self.leader() else { return };
+        for (id, raft_id) in self.moved() {
+            let asks = |p: &Pending| p.node == leader && matches!(p.request, Request::Move(_));
+            let asked = self.churn.open.values().any(asks);
             let runs = self.at(id).is_up() && self.at(id).raft_id == Some(raft_id);
-            if runs
-                && !asked
-                && let Some(node) = self.any_up()
-            {
-                self.announce(node, id);
+            if runs && !asked {
+                self.announce(leader, id);
             }
         }
     }

@@ -8,6 +8,7 @@ use super::schedule::{MS, SECOND, Time};
 use super::stopping::Refusal;
 use super::world::{What, World};
 use crate::driver::boot::Opened;
+use crate::driver::hints::Hints;
 use crate::error::Result;
 use crate::log::LogBatch;
 use crate::node::Node;
@@ -220,6 +221,7 @@ impl World {
             captures: 0,
             mischief: None,
             view: None,
+            hints: Hints::default(),
             removed: None,
             drain: None,
         })

@@ -8,6 +8,7 @@ use super::plan::{Knob, Plan};
 use super::schedule::Time;
 use crate::config::Config;
 use crate::driver::boot::{Opened, Storage};
+use crate::driver::hints::Hints;
 use crate::error::Error;
 use crate::log::LogStorage;
 use crate::log::wal::{Wal, WalOptions};
@@ -60,6 +61,8 @@ pub(super) struct Running {
     pub(super) mischief: Option<Mischief>,
     /// The membership that it goes by: whom it reaches, and where.
     pub(super) view: Option<Membership>,
+    /// Where peers say that they are.
+    pub(super) hints: Hints,
     /// Since when it knows that it was removed.
     pub(super) removed: Option<Time>,
     /// It was told to shut down.

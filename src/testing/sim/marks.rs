@@ -89,6 +89,7 @@ marks! {
     ShutDownLeader "a leader is shut down cleanly";
     ShutDownFollower "a follower is shut down cleanly";
     ShutDownBusy "a shutdown's deadline passes before everything is answered";
+    SaysWhere "a peer says that it is elsewhere than its receiver knows, and is answered there";
     SealedReopened "a sealed log is opened again, and all of it is there";
     SilentLoss "something is lost, and its sender hears nothing";
     LongWait "an operation is answered after more than ten seconds";

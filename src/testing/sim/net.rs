@@ -11,6 +11,7 @@ use super::schedule::{MS, Time};
 use super::subject::{DIGEST, mix};
 use super::world::{What, World};
 use crate::node::event::Event;
+use crate::transport::Peer;
 use crate::types::{Message, NodeId, RaftId};
 
 /// Something under way.
@@ -118,7 +119,22 @@ impl World {
             return self.net.homes.get(&to).copied();
         }
         let Life::Running(r) = &self.machines.get(&id)?.life else { return None };
-        self.listener(&r.view.as_ref()?.by_raft(to)?.addr)
+        let view = r.view.as_ref();
+        let member = view.and_then(|view| view.by_raft(to)).map(|member| r.hints.addr(member));
+        let unknown = || r.hints.unknown(view).find(|peer| peer.raft_id == to);
+        self.listener(member.or_else(|| unknown().map(|peer| peer.addr.as_str()))?)
+    }
+
+    /// A connection begins with a hello, which says where its sender is.
+    fn says_where(&mut self, to: NodeId, sender: NodeId, raft_id: RaftId) {
+        let addr = self.churn.addr(sender);
+        let names = self.oracle.incarnation(raft_id);
+        let Some(r) = self.machines.get_mut(&to).and_then(Machine::running) else { return };
+        let Some(incarnation) = names else { return };
+        let peer = Peer { raft_id, node_id: sender, incarnation, addr };
+        if r.hints.heard(r.view.as_ref(), peer) {
+            self.hit(Mark::SaysWhere);
+        }
     }
 
     /// The machine that listens at an address.
@@ -201,6 +217,7 @@ impl World {
         let Packet { from: sender, to, to_epoch, load, .. } = packet;
         match load {
             Load::Raft { from, message } => {
+                self.says_where(to, sender, from);
                 let (bound, size) = (self.plan.get(Knob::InboxBytes), message.size() as u64);
                 let stray = self.plan.get(Knob::Duplicate) > 0;
                 let Some(m) = self.machines.get_mut(&to) else { return };

@@ -338,6 +338,11 @@ impl Oracle {
         self.disks.get(home).filter(|_| there)
     }
 
+    /// The data directory of a member that some membership has named.
+    pub(super) fn incarnation(&self, raft_id: RaftId) -> Option<Incarnation> {
+        self.names.get(&raft_id).map(|(_, incarnation)| *incarnation)
+    }
+
     pub(super) fn new_disk(&mut self, id: NodeId, incarnation: Incarnation) {
         self.incarnations.insert(id, incarnation);
         let old = self.disks.remove(&id);

@@ -165,6 +165,10 @@ impl World {
                 assert!(self.now() < end, "I15: no answer to {waits:?}: {}", self.picture());
                 self.run_until(self.now() + 100 * MS);
             }
+            // A removal that was asked for before has ended this node meanwhile.
+            if !self.machines[&id].is_up() && self.was_removed(id) {
+                continue;
+            }
             let new = self.clients.done.get(from..).unwrap_or_default();
             let good = |r: &&Record| matches!(r.came, Came::Ok(_) | Came::Rejected(_));
             let bad: Vec<&Record> = new.iter().filter(|r| !good(r)).collect();

@@ -212,8 +212,7 @@ impl Plan {
     fn draw_world(&mut self, rng: &mut Rng) {
         self.set(Knob::Silent, [0, 50, 100][rng.below(3) as usize]);
         self.set(Knob::LongDeadlines, [0, 2, 20][rng.below(3) as usize]);
-        // NB: the address book is not drawn: a follower that was away while its new leader joined
-        // has no address for it, cannot answer, and never catches up.
+        self.set(Knob::AddressBook, rng.below(2));
         self.set(Knob::HealSome, rng.below(2));
         self.set(Knob::InboxBytes, [0, 0, 500, 5000][rng.below(4) as usize]);
     }
