@@ -242,12 +242,8 @@ impl<S: Store> Raft<S> {
         let (opening, log) = (shared.clone(), self.log);
         let opened = blocking(move || open(&opening, log, id)).await?;
         shared.status.send_modify(|s| s.id = id);
-        let membership = opened.membership()?;
-        shared.update_view(|view| {
-            view.identity = Some(opened.identity);
-            view.membership = membership;
-            view.addr = addr.clone();
-        });
+        shared.update_view(|view| view.addr.clone_from(&addr));
+        shared.know(opened.identity, opened.membership()?);
         let caller = core.serve(format!("raftline-{id}"))?;
         let known = [locked(&self.asked).clone(), shared.config.peers.clone()].concat();
         let applied = self.store.applied();
@@ -379,11 +375,7 @@ async fn enter(
             return Ok(opened);
         }
     };
-    let membership = opened.membership()?;
-    shared.update_view(|view| {
-        view.identity = Some(opened.identity);
-        view.membership = membership;
-    });
+    shared.know(opened.identity, opened.membership()?);
     Ok(opened)
 }
 
@@ -398,10 +390,7 @@ fn unmet(dir: PathBuf, cluster: ClusterId) -> Error {
 
 /// Makes the others known, so that the transport can answer them before the first snapshot.
 fn meet(shared: &Arc<Shared>, caller: &Caller, opened: &Opened, membership: Membership) {
-    shared.update_view(|view| {
-        view.identity = Some(opened.identity);
-        view.membership = Some(membership);
-    });
+    shared.know(opened.identity, Some(membership));
     caller.set_peers(shared.clone());
 }
 

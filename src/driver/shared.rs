@@ -127,6 +127,14 @@ impl Shared {
         self.view.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Who this node is, and who the others are.
+    pub(crate) fn know(&self, identity: Identity, membership: Option<Membership>) {
+        self.update_view(|view| {
+            view.identity = Some(identity);
+            view.membership = membership;
+        });
+    }
+
     /// Changes the view.
     pub(crate) fn update_view(&self, change: impl FnOnce(&mut View)) {
         let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);

@@ -43,6 +43,13 @@ struct Current {
     reply: Option<Reply<Changed>>,
 }
 
+impl Current {
+    /// Whether an entry that was applied at this position settles it: see the proposals' rule.
+    fn is_decided(&self, at: Position) -> bool {
+        self.index <= at.index || self.term < at.term
+    }
+}
+
 /// A learner's catch-up round (Raft thesis, section 4.2.1).
 #[derive(Clone, Copy, Debug)]
 struct Round {
@@ -88,18 +95,24 @@ impl Changes {
         self.queue.retain(|(_, reply)| !reply.is_closed());
     }
 
-    /// A snapshot covers `index`: a change there is not known to have happened.
-    pub(super) fn covered(&mut self, index: Index) {
-        let current = self.current.take_if(|c| c.index <= index);
-        if let Some(reply) = current.and_then(|c| c.reply) {
-            reply.send(Err(Error::unknown("a snapshot covers the membership change")));
+    /// A snapshot covers this position: a change up to there is not known to have happened, one
+    /// above of an earlier term has not.
+    pub(super) fn covered(&mut self, at: Position) {
+        let Some(current) = self.current.take_if(|c| c.is_decided(at)) else { return };
+        let error = if current.index <= at.index {
+            Error::unknown("a snapshot covers the membership change")
+        } else {
+            Error::Dropped
+        };
+        if let Some(reply) = current.reply {
+            reply.send(Err(error));
         }
     }
 
-    /// The entry at this position was applied: a change at its index is decided. `changed` is the
-    /// membership that it brought about.
+    /// The entry at this position was applied: a change at its index is decided, and one above of
+    /// an earlier term. `changed` is the membership that it brought about.
     pub(super) fn decide(&mut self, at: Position, changed: Option<&Membership>) {
-        let Some(current) = self.current.take_if(|c| c.index <= at.index) else { return };
+        let Some(current) = self.current.take_if(|c| c.is_decided(at)) else { return };
         let Some(reply) = current.reply else { return };
         let ours = (current.term, current.index) == (at.term, at.index);
         reply.send(match changed {

@@ -3,6 +3,8 @@
 //! Invariants (R14):
 //! - a proposal is known by the (term, index) that it got; only an entry *applied* at its index
 //!   decides it: the same term answers it, another one means that it never happened;
+//! - so does an applied entry of a later term below its index: terms never go down along a log, so
+//!   no log that holds the one can hold the other (Raft paper, section 5.4);
 //! - an overwritten entry of the local log decides nothing (Raft paper, figure 8);
 //! - a snapshot over it leaves it unknown.
 
@@ -14,7 +16,7 @@ use super::envelope::Packer;
 use super::event::{Applied, Proposal};
 use crate::error::Error;
 use crate::reply::Reply;
-use crate::types::{Index, Term, eraftpb};
+use crate::types::{Index, Position, Term, eraftpb};
 use crate::zoo::{self, Bug};
 
 /// Commands are packed into one entry up to this many bytes.
@@ -25,6 +27,8 @@ const PACK_BYTES: usize = 64 << 10;
 pub(super) struct Proposals {
     queue: VecDeque<Proposal>,
     waiting: BTreeMap<(Index, Term), Vec<Reply<Applied>>>,
+    /// The term of the last applied entry: nobody waits for one of an earlier term.
+    decided: Term,
 }
 
 /// One entry's payload and its proposers.
@@ -103,7 +107,23 @@ impl Proposals {
                 waiting.into_iter().for_each(|r| r.send(Err(Error::Dropped)));
             }
         }
+        self.outdate(term);
         replies
+    }
+
+    /// An entry of this term is committed below all that wait.
+    fn outdate(&mut self, term: Term) {
+        if term <= self.decided {
+            return;
+        }
+        self.decided = term;
+        self.waiting.retain(|(_, theirs), replies| {
+            let lives = *theirs >= term;
+            if !lives {
+                replies.drain(..).for_each(|r| r.send(Err(Error::Dropped)));
+            }
+            lives
+        });
     }
 
     /// How many wait although everything up to `index` is decided.
@@ -112,8 +132,9 @@ impl Proposals {
         self.waiting.range(..=(index, Term::MAX)).map(|(_, replies)| replies.len()).sum()
     }
 
-    /// A snapshot covers everything up to `index`: what was decided there is not known here.
-    pub(super) fn covered(&mut self, index: Index) {
+    /// A snapshot covers everything up to its position: what was decided there is not known here.
+    pub(super) fn covered(&mut self, at: Position) {
+        let Position { index, term } = at;
         while let Some(slot) = self.waiting.first_entry().filter(|s| s.key().0 <= index) {
             for reply in slot.remove() {
                 if zoo::has(Bug::CoveredMeansDropped) {
@@ -123,6 +144,7 @@ impl Proposals {
                 reply.send(Err(Error::unknown("a snapshot covers the entry")));
             }
         }
+        self.outdate(term);
     }
 }
 
@@ -195,7 +217,25 @@ mod tests {
         assert!(matches!(answer(wa), Err(Error::Dropped)));
         mine.into_iter().for_each(|r| r.send(Ok(Applied { index: 7, data: vec![1] })));
         assert_eq!(answer(wb).unwrap().data, [1]);
-        p.covered(9);
+        p.covered(Position { index: 9, term: 4 });
         assert!(answer(wc).unwrap_err().outcome_unknown());
+    }
+
+    /// A deposed leader in an idle cluster: nothing may ever be applied at the index that it got.
+    #[test]
+    fn r14_an_applied_entry_of_a_later_term_decides_what_is_above_it() {
+        let mut p = Proposals::default();
+        let (replies, mut waiters): (Vec<_>, Vec<_>) = (0..4).map(|_| reply(None)).unzip();
+        replies.iter().for_each(|r| assert!(r.begin()));
+        for (reply, (term, index)) in replies.into_iter().zip([(4, 9), (5, 9), (6, 20), (5, 30)]) {
+            p.register(term, index, vec![reply]);
+        }
+        assert!(p.decide(5, 7).is_empty());
+        assert!(matches!(answer(waiters.remove(0)), Err(Error::Dropped)), "of an earlier term");
+        assert_eq!(p.overdue(Index::MAX), 3, "what may still be committed waits");
+        p.covered(Position { index: 8, term: 6 });
+        assert!(matches!(answer(waiters.remove(0)), Err(Error::Dropped)));
+        assert!(matches!(answer(waiters.remove(1)), Err(Error::Dropped)));
+        assert_eq!(p.decide(6, 20).len(), 1);
     }
 }

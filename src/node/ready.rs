@@ -290,8 +290,8 @@ impl Node {
         self.emitted = index;
         self.store_floor = index;
         self.snapshots.resume(meta);
-        self.proposals.covered(index);
-        self.changes.covered(index);
+        self.proposals.covered(meta.position);
+        self.changes.covered(meta.position);
         self.membership = Some(meta.membership.clone());
         self.fifo(Effect::SetPeers(meta.membership.clone()));
         self.status_changed = true;

@@ -83,6 +83,7 @@ impl World {
     /// What an administrator does all the time: replaces what is lost, lets in who asks.
     pub(super) fn churn_acts(&mut self) {
         self.announce_moves();
+        self.say_hellos();
         self.schedule.after(300 * MS, What::Churn);
         if self.healed {
             return;

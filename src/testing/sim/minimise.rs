@@ -80,10 +80,13 @@ impl Step {
     }
 }
 
+/// What is tried in halves.
+const SIZES: [Knob; 4] = [Knob::Seconds, Knob::Clients, Knob::Nodes, Knob::Spares];
+
 fn simpler(plan: &Plan) -> Vec<Step> {
     let on = FAULTS.iter().copied().filter(|k| plan.get(*k) > 0);
     let mut steps: Vec<Step> = on.map(|knob| Step { knob, value: 0 }).collect();
-    for knob in [Knob::Seconds, Knob::Clients, Knob::Nodes, Knob::Spares] {
+    for knob in SIZES {
         let value = plan.get(knob);
         if value > 1 {
             steps.push(Step { knob, value: value / 2 });
@@ -91,7 +94,9 @@ fn simpler(plan: &Plan) -> Vec<Step> {
         }
     }
     for &knob in Knob::ALL.iter().filter(|k| !FAULTS.contains(k)) {
-        if plan.get(knob) != knob.calm() {
+        // A size only ever shrinks; what is calm of anything else may be more.
+        let grows = SIZES.contains(&knob) && knob.calm() > plan.get(knob);
+        if plan.get(knob) != knob.calm() && !grows {
             steps.push(Step { knob, value: knob.calm() });
         }
     }

@@ -125,6 +125,24 @@ impl World {
         self.listener(member.or_else(|| unknown().map(|peer| peer.addr.as_str()))?)
     }
 
+    /// Connections are made whether there is something to send or not, and again when they broke.
+    pub(super) fn say_hellos(&mut self) {
+        if self.plan.get(Knob::AddressBook) == 0 {
+            return;
+        }
+        let mut hellos = Vec::new();
+        for (id, machine) in &self.machines {
+            let Life::Running(r) = &machine.life else { continue };
+            let members = r.view.iter().flat_map(|view| &view.members);
+            for peer in members.filter(|member| member.raft_id != r.raft_id) {
+                let to = self.route(*id, peer.raft_id).filter(|to| !self.net.is_cut(*id, *to));
+                let there = |to: &NodeId| self.machines[to].raft_id == Some(peer.raft_id);
+                hellos.extend(to.filter(there).map(|to| (to, *id, r.raft_id)));
+            }
+        }
+        hellos.into_iter().for_each(|(to, from, raft_id)| self.says_where(to, from, raft_id));
+    }
+
     /// A connection begins with a hello, which says where its sender is.
     fn says_where(&mut self, to: NodeId, sender: NodeId, raft_id: RaftId) {
         let addr = self.churn.addr(sender);

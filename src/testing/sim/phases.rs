@@ -69,7 +69,9 @@ impl World {
         // Nobody can tell an older copy of a disk before it meets someone who remembers.
         let unnoticed = self.machines.values().any(|m| m.rolled_back);
         let churn = self.plan.has_churn();
-        if churn && (unnoticed || self.plan.get(Knob::HealSome) == 0) {
+        // Nor how many changes an administrator has asked for will still happen.
+        let asked = self.churn.is_busy();
+        if churn && (unnoticed || asked || self.plan.get(Knob::HealSome) == 0) {
             return rest.into_iter().collect();
         }
         let mut confs = self.configurations(&rest);
