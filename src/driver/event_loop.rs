@@ -245,7 +245,7 @@ impl EventLoop {
             tokio::spawn(leave::depart(self.shared.clone()));
         }
         self.shared.update_view(|view| {
-            view.hints.settle(view.membership.as_ref(), &membership);
+            view.hints.settle(&membership);
             view.membership = Some(membership);
         });
         if let Some(peers) = self.shared.view().peers() {

@@ -40,9 +40,9 @@ pub(crate) struct PeerHandler {
     shared: Arc<Shared>,
     /// None until there is a directory to put them in.
     snapshots: OnceLock<Arc<Snapshotter>>,
-    /// The highest boot counter heard of each raft id: an older copy of a directory has a lower
-    /// one.
-    boots: Mutex<BTreeMap<RaftId, u64>>,
+    /// The highest boot counter heard of each raft id, and where it said that it is: an older copy
+    /// of a directory has a lower one, a copy that runs beside it is elsewhere.
+    boots: Mutex<BTreeMap<RaftId, (u64, String)>>,
 }
 
 impl PeerHandler {
@@ -56,12 +56,16 @@ impl PeerHandler {
         let _ = self.snapshots.set(snapshots);
     }
 
-    fn check_boot(&self, from: RaftId, boot: u64) -> std::result::Result<(), Refusal> {
+    /// Judges a start of a data directory by those that were heard of, and notes where its peer
+    /// says that it is.
+    fn take_in(&self, view: &View, hello: &pb::Hello) -> std::result::Result<(), Refusal> {
+        let (from, boot, addr) = (hello.from, hello.from_boot, &hello.from_addr);
+        // Held until the address is noted: an older hello must not come last.
         let mut boots = self.boots.lock().unwrap_or_else(PoisonError::into_inner);
         if boots.len() >= MAX_SENDERS && !boots.contains_key(&from) {
             return Err(Refusal::Busy(format!("{MAX_SENDERS} senders were heard of already")));
         }
-        let highest = boots.entry(from).or_insert(boot);
+        let (highest, at) = boots.entry(from).or_insert_with(|| (boot, addr.clone()));
         if boot < *highest {
             return Err(Refusal::Sender(format!(
                 "its data directory has been started {boot} times, but {highest} starts were \
@@ -69,14 +73,22 @@ impl PeerHandler {
                  directory"
             )));
         }
-        *highest = boot;
+        if boot == *highest && !addr.is_empty() && !at.is_empty() && at != addr {
+            return Err(Refusal::Sender(format!(
+                "the same start of its data directory was heard of at {at}, and now at {addr}: two \
+                 processes run on copies of one directory. Stop one, and let it join with an \
+                 empty directory"
+            )));
+        }
+        (*highest, *at) = (boot, addr.clone());
+        self.note_address(view, hello);
         Ok(())
     }
 
     /// A peer says where it is reached: where the membership does not know, it serves.
     fn note_address(&self, view: &View, hello: &pb::Hello) {
         let Some(incarnation) = Incarnation::from_slice(&hello.from_incarnation) else { return };
-        if check_addr(&hello.from_addr).is_err() {
+        if !hello.from_addr.is_empty() && check_addr(&hello.from_addr).is_err() {
             return;
         }
         let peer = Peer {
@@ -211,8 +223,7 @@ impl Handler for PeerHandler {
     fn admit(&self, hello: &pb::Hello) -> std::result::Result<pb::Hello, Refusal> {
         let view = self.shared.view();
         let back = judge(&view, hello)?;
-        self.check_boot(hello.from, hello.from_boot)?;
-        self.note_address(&view, hello);
+        self.take_in(&view, hello)?;
         Ok(back)
     }
 

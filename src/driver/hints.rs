@@ -5,16 +5,19 @@
 //! member's own vote. Both say hello with their address; it serves until the membership knows
 //! better. Invariants:
 //! - a hint is only ever about a member of the membership, or a raft id that is newer than it;
-//! - what the membership says anew about a member replaces the hint;
-//! - at most [`MAX_HINTS`].
+//! - it stays until the membership says the same, or that the member is gone: what a running
+//!   process says of itself is newer than any log, and the membership of a node that lags changes
+//!   to what has long been out of date;
+//! - of ids that the membership does not know, at most [`MAX_UNKNOWN`], the lowest ones: ids are
+//!   handed out one after the other.
 
 use std::collections::BTreeMap;
 
 use crate::transport::Peer;
 use crate::types::{Member, Membership, RaftId};
 
-/// Peers whose address is remembered.
-const MAX_HINTS: usize = 64;
+/// Peers that the membership does not know and whose address is remembered.
+const MAX_UNKNOWN: usize = 8;
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,30 +28,29 @@ pub(crate) struct Hints {
 impl Hints {
     /// A peer said hello, and was let in. True when that tells something new.
     pub(crate) fn heard(&mut self, membership: Option<&Membership>, peer: Peer) -> bool {
-        if peer.addr.is_empty() || membership.is_some_and(|m| m.was_removed(peer.raft_id)) {
+        if membership.is_some_and(|m| m.was_removed(peer.raft_id)) {
             return false;
         }
         let known = membership.and_then(|m| m.by_raft(peer.raft_id));
-        if known.is_some_and(|m| m.addr == peer.addr) {
+        // An earlier release does not say where it is: where the membership has it.
+        if peer.addr.is_empty() || known.is_some_and(|m| m.addr == peer.addr) {
             return self.by_raft.remove(&peer.raft_id).is_some();
         }
-        let full = self.by_raft.len() >= MAX_HINTS;
-        if full && !self.by_raft.contains_key(&peer.raft_id) {
-            return false;
+        let id = peer.raft_id;
+        let news = self.by_raft.get(&id) != Some(&peer);
+        self.by_raft.insert(id, peer);
+        let unknown: Vec<RaftId> = self.unknown(membership).map(|peer| peer.raft_id).collect();
+        for over in unknown.into_iter().skip(MAX_UNKNOWN) {
+            self.by_raft.remove(&over);
         }
-        let old = self.by_raft.insert(peer.raft_id, peer.clone());
-        old != Some(peer)
+        news && self.by_raft.contains_key(&id)
     }
 
     /// Another membership is in force.
-    pub(crate) fn settle(&mut self, old: Option<&Membership>, new: &Membership) {
+    pub(crate) fn settle(&mut self, new: &Membership) {
         self.by_raft.retain(|id, hint| match new.by_raft(*id) {
             None => !new.was_removed(*id),
-            Some(now) => {
-                let before = old.and_then(|m| m.by_raft(*id));
-                let said_again = before.is_some_and(|m| m.addr == now.addr);
-                now.addr != hint.addr && said_again
-            }
+            Some(now) => now.addr != hint.addr,
         });
     }
 
@@ -112,8 +114,7 @@ mod tests {
         assert!(hints.heard(Some(&old), peer(4, "d:1")));
         assert!(!hints.heard(Some(&old), peer(4, "d:1")), "nothing new");
         assert_eq!(reached(&hints, &old), owned(&[(1, "a:1"), (4, "d:1")]));
-        let new = members(&[(1, "a:1"), (4, "d:1")], 5);
-        hints.settle(Some(&old), &new);
+        hints.settle(&members(&[(1, "a:1"), (4, "d:1")], 5));
         assert_eq!(hints, Hints::default());
     }
 
@@ -122,37 +123,53 @@ mod tests {
         let (mut hints, old) = (Hints::default(), members(&[(1, "a:1")], 2));
         assert!(hints.heard(Some(&old), peer(4, "d:1")));
         let new = members(&[(1, "a:1")], 5);
-        hints.settle(Some(&old), &new);
+        hints.settle(&new);
         assert_eq!(hints, Hints::default());
         assert!(!hints.heard(Some(&new), peer(4, "d:1")));
-        assert!(!hints.heard(Some(&new), peer(6, "")), "an older release does not say where it is");
     }
 
     #[test]
-    fn a_member_that_moved_is_reached_where_it_says_until_the_membership_says_otherwise() {
+    fn a_member_that_moved_is_reached_where_it_says_until_the_membership_says_the_same() {
         let (mut hints, old) = (Hints::default(), members(&[(1, "a:1"), (2, "b:1")], 3));
-        assert!(hints.heard(Some(&old), peer(2, "b:2")));
-        assert_eq!(reached(&hints, &old), owned(&[(1, "a:1"), (2, "b:2")]));
-        // Another change says nothing about it.
-        let grown = members(&[(1, "a:1"), (2, "b:1"), (3, "c:1")], 4);
-        hints.settle(Some(&old), &grown);
-        assert_eq!(hints.addr(&member(2, "b:1")), "b:2");
-        // It moved again, and that was committed.
-        let moved = members(&[(1, "a:1"), (2, "b:3"), (3, "c:1")], 4);
-        hints.settle(Some(&grown), &moved);
-        assert_eq!(reached(&hints, &moved), owned(&[(1, "a:1"), (2, "b:3"), (3, "c:1")]));
-        // It is back where the membership has it.
-        assert!(hints.heard(Some(&moved), peer(2, "b:4")));
-        assert!(hints.heard(Some(&moved), peer(2, "b:3")));
+        assert!(hints.heard(Some(&old), peer(2, "b:3")));
+        assert_eq!(reached(&hints, &old), owned(&[(1, "a:1"), (2, "b:3")]));
+        // A log that lags tells of an earlier move.
+        hints.settle(&members(&[(1, "a:1"), (2, "b:2")], 3));
+        assert_eq!(hints.addr(&member(2, "b:2")), "b:3");
+        hints.settle(&members(&[(1, "a:1"), (2, "b:3")], 3));
         assert_eq!(hints, Hints::default());
     }
 
     #[test]
-    fn they_are_bounded() {
+    fn a_member_that_joined_and_moved_meanwhile_is_reached_where_it_is_now() {
+        let (mut hints, old) = (Hints::default(), members(&[(1, "a:1")], 2));
+        assert!(hints.heard(Some(&old), peer(4, "d:2")));
+        let joined = members(&[(1, "a:1"), (4, "d:1")], 5);
+        hints.settle(&joined);
+        assert_eq!(reached(&hints, &joined), owned(&[(1, "a:1"), (4, "d:2")]));
+    }
+
+    #[test]
+    fn one_that_is_back_or_says_nothing_is_where_the_membership_has_it() {
+        for addr in ["b:1", ""] {
+            let (mut hints, m) = (Hints::default(), members(&[(1, "a:1"), (2, "b:1")], 3));
+            assert!(hints.heard(Some(&m), peer(2, "b:2")));
+            assert!(hints.heard(Some(&m), peer(2, addr)));
+            assert_eq!(hints, Hints::default());
+            assert!(!hints.heard(Some(&m), peer(2, addr)), "nothing new");
+        }
+    }
+
+    #[test]
+    fn invented_ids_do_not_crowd_out_the_next_ones() {
         let (mut hints, m) = (Hints::default(), members(&[(1, "a:1")], 2));
-        let last = 2 + MAX_HINTS as u64;
-        assert!((2..last).all(|id| hints.heard(Some(&m), peer(id, "x:1"))));
-        assert!(!hints.heard(Some(&m), peer(last, "x:1")));
-        assert!(hints.heard(Some(&m), peer(2, "x:2")), "a known one is kept up to date");
+        for id in 1000..2000 {
+            hints.heard(Some(&m), peer(id, "x:1"));
+        }
+        assert_eq!(hints.by_raft.len(), MAX_UNKNOWN);
+        assert!(!hints.heard(Some(&m), peer(5000, "x:1")), "not taken");
+        assert!(hints.heard(Some(&m), peer(2, "b:1")));
+        assert_eq!(hints.by_raft.len(), MAX_UNKNOWN);
+        assert!(hints.by_raft.contains_key(&2));
     }
 }

@@ -62,7 +62,8 @@ impl View {
     /// A leader, where it is reached: it may have moved, and the membership lag behind.
     pub(crate) fn reach(&self, leader: Leader) -> Leader {
         let member = self.membership.as_ref().and_then(|m| m.by_node(leader.id));
-        match member {
+        // Elsewhere by a newer membership: it may be another data directory.
+        match member.filter(|member| member.addr == leader.addr) {
             Some(member) => Leader { addr: self.hints.addr(member).to_owned(), ..leader },
             None => leader,
         }

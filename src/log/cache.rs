@@ -142,6 +142,12 @@ impl LogCache {
         self.snapshot_lost = true;
     }
 
+    /// Nothing took its place: its file is tried again, because the disk may have failed for a
+    /// moment only.
+    pub(crate) fn try_snapshot_again(&mut self) {
+        self.snapshot_lost = false;
+    }
+
     /// Whether its file cannot be read.
     pub(crate) fn snapshot_is_lost(&self) -> bool {
         self.snapshot_lost
@@ -323,5 +329,8 @@ mod tests {
         assert!(c.snapshot(0, 3).is_err() && c.take_wanted(), "its file cannot be read");
         c.set_snapshot(meta);
         assert!(c.snapshot(0, 3).is_ok(), "it was taken anew");
+        c.lose_snapshot();
+        c.try_snapshot_again();
+        assert!(c.snapshot(0, 3).is_ok(), "no other could be taken");
     }
 }

@@ -108,6 +108,7 @@ impl Node {
 
     pub(super) fn snapshot_failed(&mut self) {
         self.snapshots.capturing = false;
+        self.raw.mut_store().try_snapshot_again();
         self.snapshots.not_before = self.tick + RETRY_TIMEOUTS * self.limits.election_tick;
     }
 

@@ -67,6 +67,40 @@ fn an_older_copy_of_a_directory_is_refused_by_its_boot_counter() {
     handler.admit(&pb::Hello { from_boot: 6, ..hello() }).unwrap();
 }
 
+#[test]
+fn a_copy_of_a_directory_that_runs_beside_it_is_refused_by_its_address() {
+    let handler = handler(crate::config::Config::default());
+    handler.admit(&hello()).unwrap();
+    let refusal = handler.admit(&pb::Hello { from_addr: "n9:1".to_owned(), ..hello() });
+    let refusal = refusal.unwrap_err().to_string();
+    assert!(refusal.contains("two processes run on copies of one directory"), "{refusal}");
+    handler.admit(&hello()).unwrap();
+}
+
+#[test]
+fn a_peer_that_moved_is_reached_where_its_newest_start_says() {
+    let handler = handler(crate::config::Config::default());
+    let reached = || {
+        let peers = handler.shared.view().peers().unwrap();
+        peers.others.into_iter().map(|p| (p.raft_id, p.addr)).collect::<Vec<_>>()
+    };
+    let moved = pb::Hello { from_boot: 2, from_addr: "n2:9".to_owned(), ..hello() };
+    handler.admit(&moved).unwrap();
+    assert_eq!(reached(), [(2, "n2:9".to_owned())]);
+    handler.admit(&hello()).unwrap_err();
+    assert_eq!(reached(), [(2, "n2:9".to_owned())], "an older start says nothing");
+    // One that joined after what this node has applied.
+    let newer = pb::Hello { from: 4, from_node: 7, from_addr: "n7:1".to_owned(), ..hello() };
+    handler.admit(&newer).unwrap();
+    assert_eq!(reached(), [(2, "n2:9".to_owned()), (4, "n7:1".to_owned())]);
+    let no_place = pb::Hello { from: 5, from_addr: "nowhere".to_owned(), ..newer };
+    handler.admit(&no_place).unwrap();
+    assert_eq!(reached().len(), 2, "no host:port");
+    // An older release comes back: it is where the membership has it.
+    handler.admit(&pb::Hello { from_boot: 3, from_addr: String::new(), ..hello() }).unwrap();
+    assert_eq!(reached()[0], (2, "n2:1".to_owned()));
+}
+
 #[tokio::test]
 async fn requests_of_strangers_other_clusters_and_to_followers_are_refused() {
     use pb::refused::Code;

@@ -327,7 +327,7 @@ impl World {
         let now = self.now();
         let Some(r) = self.alive(id, epoch) else { return };
         let removed = membership.was_removed(r.raft_id) && r.removed.is_none();
-        r.hints.settle(r.view.as_ref(), &membership);
+        r.hints.settle(&membership);
         r.view = Some(membership);
         if removed {
             r.removed = Some(now);

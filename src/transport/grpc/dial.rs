@@ -86,12 +86,15 @@ fn endpoint(target: SocketAddr, o: &GrpcOptions) -> Result<Endpoint, String> {
 }
 
 /// Channels for requests, by address: one each, whoever asks and however many do. Invariants:
-/// - at most one connection to an address is being made at a time; all who want it wait for that
-///   one, and share its failure: a leader that comes back is not met by a connection per request;
+/// - at most one connection to an address is being made at a time, and all who want it wait for that
+///   one: a leader that comes back is not met by a connection per request;
+/// - a failure outlives nobody: it is forgotten as it happens, and who had come to an attempt that
+///   was under way takes part in a new one, because the old one may have begun before the address
+///   could be reached;
 /// - a channel that failed takes only itself along, not the one that was made after it.
 #[derive(Debug, Default)]
 pub(super) struct Channels {
-    kept: Mutex<Kept>,
+    kept: Arc<Mutex<Kept>>,
 }
 
 /// A connection that is being made, or was.
@@ -124,22 +127,19 @@ impl Channels {
         addr: &str,
         options: &Arc<GrpcOptions>,
     ) -> Result<(Channel, u64), String> {
-        let (attempt, number) = self.attempt(addr, options);
+        let (attempt, number, begun) = self.attempt(addr, options);
         match attempt.await {
-            Ok(channel) => Ok((channel, number)),
-            Err(reason) => {
-                self.forget(addr, number);
-                Err(reason)
-            }
+            Ok(channel) => return Ok((channel, number)),
+            Err(reason) if begun => return Err(reason),
+            Err(_) => {}
         }
+        let (attempt, number, _) = self.attempt(addr, options);
+        attempt.await.map(|channel| (channel, number))
     }
 
     /// Forgets a channel to `addr`: it failed, and the name may resolve to another host now.
     pub(super) fn forget(&self, addr: &str, number: u64) {
-        let mut kept = self.lock();
-        if kept.by_addr.get(addr).is_some_and(|one| one.number == number) {
-            kept.by_addr.remove(addr);
-        }
+        self.lock().forget(addr, number);
     }
 
     /// Closes all.
@@ -147,17 +147,19 @@ impl Channels {
         self.lock().by_addr.clear();
     }
 
-    fn attempt(&self, addr: &str, options: &Arc<GrpcOptions>) -> (Attempt, u64) {
+    /// The attempt to connect to `addr`, its number, and whether it was begun just now.
+    fn attempt(&self, addr: &str, options: &Arc<GrpcOptions>) -> (Attempt, u64, bool) {
         let mut kept = self.lock();
         if let Some(one) = kept.by_addr.get_mut(addr)
             && one.used.elapsed() <= MAX_IDLE
         {
             one.used = Instant::now();
-            return (one.attempt.clone(), one.number);
+            return (one.attempt.clone(), one.number, false);
         }
         kept.last += 1;
-        let one = One { attempt: begin(addr, options), number: kept.last, used: Instant::now() };
-        let begun = (one.attempt.clone(), one.number);
+        let number = kept.last;
+        let attempt = begin(addr, options, self.kept.clone(), number);
+        let one = One { attempt: attempt.clone(), number, used: Instant::now() };
         kept.by_addr.insert(addr.to_owned(), one);
         if kept.by_addr.len() > MAX_CHANNELS
             && let Some(oldest) =
@@ -165,18 +167,36 @@ impl Channels {
         {
             kept.by_addr.remove(&oldest);
         }
-        begun
+        (attempt, number, true)
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
 }
 
+impl Kept {
+    fn forget(&mut self, addr: &str, number: u64) {
+        if self.by_addr.get(addr).is_some_and(|one| one.number == number) {
+            self.by_addr.remove(addr);
+        }
+    }
+}
+
+fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Begins to connect, on a task of its own: who asked may give up while others wait.
-fn begin(addr: &str, options: &Arc<GrpcOptions>) -> Attempt {
+fn begin(addr: &str, options: &Arc<GrpcOptions>, kept: Arc<Mutex<Kept>>, number: u64) -> Attempt {
     let (addr, options) = (addr.to_owned(), options.clone());
-    let connecting = tokio::spawn(async move { connect(&addr, &options).await });
+    let connecting = tokio::spawn(async move {
+        let made = connect(&addr, &options).await;
+        if made.is_err() {
+            lock(&kept).forget(&addr, number);
+        }
+        made
+    });
     // An error means that the runtime ends.
     connecting.map(|done| done.unwrap_or_else(|e| Err(e.to_string()))).boxed().shared()
 }
@@ -199,6 +219,25 @@ mod tests {
         let addr = socket.local_addr().unwrap().as_socket().unwrap();
         let filling = TcpStream::connect(addr).unwrap();
         (socket, filling, addr)
+    }
+
+    /// Whoever founds a cluster asks its peers once more: what failed before must not answer.
+    #[tokio::test]
+    async fn a_failure_that_nobody_waited_for_is_not_kept_for_the_next() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = closed.local_addr().unwrap();
+        drop(closed);
+        let (channels, options) = (Channels::default(), Arc::new(GrpcOptions::default()));
+        let target = addr.to_string();
+        assert!(channels.get(&target, &options).now_or_never().is_none(), "under way");
+        let forgotten = async {
+            while !channels.lock().by_addr.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(30), forgotten).await.unwrap();
+        let _open = std::net::TcpListener::bind(addr).unwrap();
+        channels.get(&target, &options).await.unwrap();
     }
 
     #[tokio::test]

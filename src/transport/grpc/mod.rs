@@ -264,18 +264,24 @@ impl GrpcTransport {
 }
 
 impl Links {
-    /// Makes the links those of the peers. A link whose hello changes with them is made anew.
-    fn adjust(&mut self, options: &Arc<GrpcOptions>) {
-        let (Some(peers), Some(handler)) = (&self.peers, &self.handler) else { return };
+    /// Makes the links those of the peers. A link whose hello changes with them is made anew: those
+    /// peers, because what was on its way to them is lost.
+    fn adjust(&mut self, options: &Arc<GrpcOptions>) -> Vec<RaftId> {
+        let (Some(peers), Some(handler)) = (&self.peers, &self.handler) else { return Vec::new() };
         let mut old = std::mem::take(&mut self.by_raft);
+        let mut anew = Vec::new();
         for peer in &peers.others {
             let hello = peers.hello(peer);
             let link = match old.remove(&peer.raft_id) {
                 Some(link) if link.peer == *peer && link.hello == hello => link,
-                _ => Link::new(peer.clone(), hello, options, handler.clone()),
+                before => {
+                    anew.extend(before.map(|_| peer.raft_id));
+                    Link::new(peer.clone(), hello, options, handler.clone())
+                }
             };
             self.by_raft.insert(peer.raft_id, link);
         }
+        anew
     }
 }
 
@@ -298,7 +304,12 @@ impl Transport for GrpcTransport {
     fn set_peers(&self, peers: Peers) {
         let mut links = self.links();
         links.peers = Some(peers);
-        links.adjust(&self.options);
+        let anew = links.adjust(&self.options);
+        let handler = links.handler.clone();
+        drop(links);
+        if let Some(handler) = handler {
+            anew.into_iter().for_each(|peer| handler.unreachable(peer));
+        }
     }
 
     fn send(&self, messages: Vec<Message>) {
