@@ -28,7 +28,8 @@ pub(crate) struct Args {
     /// Looks for a smaller plan than the one of `--replay` that fails as well.
     #[arg(long, requires = "replay")]
     minimise: bool,
-    /// Fails when one of the situations was never met.
+    /// Goes on until every situation was met, and fails when one is not, with five times as many
+    /// seeds.
     #[arg(long)]
     all_marks: bool,
     /// Runs every seed twice and compares.
@@ -36,10 +37,21 @@ pub(crate) struct Args {
     twice: bool,
 }
 
+/// How many times as many seeds look for situations that were not met yet.
+const PATIENCE: u64 = 5;
+
 pub(crate) fn run(args: &Args) -> ExitCode {
     match &args.replay {
         Some(text) => replay(text, args.minimise),
         None => many(args),
+    }
+}
+
+impl Args {
+    /// Whether so many seeds are enough.
+    fn over(&self, done: u64, met: impl FnOnce() -> bool) -> bool {
+        let enough = done >= self.seeds && (!self.all_marks || met());
+        enough || done >= self.seeds.saturating_mul(PATIENCE)
     }
 }
 
@@ -90,22 +102,24 @@ fn many(args: &Args) -> ExitCode {
     std::thread::scope(|scope| {
         for _ in 0..args.jobs {
             scope.spawn(|| {
-                let mut summary = Summary::default();
                 while !failed.load(Ordering::Relaxed) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    let over = limit.map_or(seed - first >= args.seeds, |l| begin.elapsed() > l);
+                    let met = || total.lock().unwrap().0.marks.missing().is_empty();
+                    let over = match limit {
+                        Some(limit) => begin.elapsed() > limit,
+                        None => args.over(seed - first, met),
+                    };
                     if over {
                         break;
                     }
                     match once(seed, args.twice) {
-                        Ok(report) => summary.add(&report),
+                        Ok(report) => total.lock().unwrap().0.add(&report),
                         Err(failure) => {
                             failed.store(true, Ordering::Relaxed);
                             total.lock().unwrap().1.push(failure);
                         }
                     }
                 }
-                total.lock().unwrap().0.merge(&summary);
             });
         }
     });

@@ -34,6 +34,9 @@ pub(super) struct Oracle {
     candidates: BTreeMap<Term, RaftId>,
     /// The union of what was committed anywhere.
     committed: BTreeMap<Index, Entry>,
+    /// The term of the node that first knew of each that it is committed: no leader of an earlier
+    /// one need hold it, however late its votes arrive.
+    known_in: BTreeMap<Index, Term>,
     /// The commands of each committed entry that a Store was given.
     pub(super) log: BTreeMap<Index, Vec<Bytes>>,
     /// What a Store answered to each, and whose it was.
@@ -138,6 +141,9 @@ impl Oracle {
         let others = self.last.iter().any(|(other, (_, q))| *other != id && q.leads);
         marks.hit_if(Mark::TwoLeaders, others);
         for (index, entry) in self.committed.range(p.compacted + 1..) {
+            if self.known_in.get(index).is_some_and(|term| *term > p.term) {
+                continue;
+            }
             let found = node.term_at(*index);
             assert_eq!(
                 found,
@@ -175,6 +181,7 @@ impl Oracle {
                 None => {
                     self.require_quorum(&confs, index, term);
                     self.committed.insert(index, entry);
+                    self.known_in.insert(index, p.term);
                 }
             }
         }

@@ -159,6 +159,11 @@ impl World {
         let ids = self.members_up();
         assert!(!ids.is_empty(), "I15: a cluster at rest has lost its leader: {}", self.picture());
         for id in ids {
+            // A removal that was asked for before may end a node meanwhile.
+            let ended = |w: &Self| !w.machines[&id].is_up() && w.was_removed(id);
+            if ended(self) {
+                continue;
+            }
             let from = self.clients.done.len();
             let asked = self.fresh_operations(id);
             let end = self.now() + 20 * self.config.election_timeout().as_micros() as Time;
@@ -167,8 +172,7 @@ impl World {
                 assert!(self.now() < end, "I15: no answer to {waits:?}: {}", self.picture());
                 self.run_until(self.now() + 100 * MS);
             }
-            // A removal that was asked for before has ended this node meanwhile.
-            if !self.machines[&id].is_up() && self.was_removed(id) {
+            if ended(self) {
                 continue;
             }
             let new = self.clients.done.get(from..).unwrap_or_default();
