@@ -192,8 +192,7 @@ mod tests {
     fn work_that_makes_no_call_may_take_as_long_as_it_likes() {
         let (go, wait) = channel::<()>();
         let waits = std::thread::spawn(move || {
-            watched(Duration::from_nanos(1), move |calls| {
-                drop(calls.enter((0, 0), "query", []));
+            watched(Duration::from_nanos(1), move |_| {
                 _ = wait.recv();
                 5
             })
