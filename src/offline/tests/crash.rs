@@ -87,9 +87,13 @@ fn a_recovery_that_ends_at_any_call_leaves_the_old_cluster_or_the_new_one() {
             let tried = disk.duplicate();
             tried.fail_at(call, fault);
             failed += usize::from(recover_alone(&tried, 1).is_err());
-            let styles = [CrashStyle::KeepAll, CrashStyle::LoseAll];
+            // The power goes, or the process goes on and ends by itself.
+            let power = fault == Fault::PowerOff;
+            let styles = if power { 5 } else { 2 };
             let seeded = (0..3).map(|i| CrashStyle::Seeded(call * 10 + i));
-            for style in styles.into_iter().chain(seeded) {
+            let styles =
+                [CrashStyle::KeepAll, CrashStyle::LoseAll].into_iter().chain(seeded).take(styles);
+            for style in styles {
                 let what = format!("{fault:?} at call {call} of {total}, {style:?}");
                 if check(&tried.crash(style), &what) { new += 1 } else { old += 1 }
             }
