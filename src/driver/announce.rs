@@ -10,7 +10,7 @@ use slog::{info, warn};
 use tokio::time::sleep;
 
 use super::shared::{SMALL, Shared, View};
-use crate::error::{Error, Leader, Result};
+use crate::error::{Error, Result};
 use crate::node::event::{Change, Event};
 use crate::pb::{self, request::Kind, response::Kind as Answer};
 use crate::types::{Identity, Member, RaftId};
@@ -62,13 +62,11 @@ async fn tell(
         Member { node_id, raft_id: me, incarnation, addr: addr.to_owned(), metadata: Bytes::new() };
     let kind = Kind::Change(pb::Change { kind: Some(pb::change::Kind::Update(member.to_pb())) });
     let members = view.membership.iter().flat_map(|m| &m.members).filter(|m| m.raft_id != me);
-    let reached = members.map(|m| view.hints.addr(m).to_owned());
-    let known: Vec<String> = reached.chain(shared.config.peers.clone()).collect();
+    let known: Vec<String> =
+        members.map(|m| m.addr.clone()).chain(shared.config.peers.clone()).collect();
     let answers = caller.infos(&known, shared.config.election_timeout()).await;
-    let mut leaders = answers.into_iter().map(|(_, info)| info).filter(|i| i.leader_id != 0);
-    let named = leaders.find(|info| !info.leader_addr.is_empty()).ok_or(Error::NoLeader)?;
-    // It may have moved, too: then the one that answers knows its old address only.
-    let leader = view.reach(Leader { id: named.leader_id, addr: named.leader_addr }).addr;
+    let mut leaders = answers.into_iter().map(|(_, info)| info.leader_addr);
+    let leader = leaders.find(|a| !a.is_empty()).ok_or(Error::NoLeader)?;
     let cluster = view.cluster().map(|(cluster, _)| cluster);
     match caller.call(&leader, cluster, kind, patience).await {
         Ok(Some(Answer::Done(_))) => Ok(()),

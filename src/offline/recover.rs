@@ -21,7 +21,7 @@ use prost::Message as _;
 
 use super::addresses::check_addr;
 use super::report::Report;
-use super::survey::{Survey, nodes, survey};
+use super::survey::{Survey, nodes};
 use super::{inspect, refuse};
 use crate::error::{Error, Result};
 use crate::log::wal::{Wal, WalOptions};
@@ -119,21 +119,24 @@ pub(super) fn plan(vfs: &Arc<dyn Vfs>, dir: &Path, options: &RecoverOptions) -> 
         return Err(refuse(dir, "it belongs to no cluster yet: there is nothing to recover"));
     };
     let found = unfinished(identity, Some(membership)).map_err(|reason| refuse(dir, reason))?;
+    let members = membership.members.iter().map(|m| m.node_id);
     let mut plan = Plan {
         dir: dir.to_path_buf(),
         node_id: identity.node_id,
         cluster,
         last: report.log.last,
-        dismissed: Vec::new(),
+        dismissed: members.filter(|id| *id != identity.node_id).collect(),
         losses: Vec::new(),
         unfinished: found.is_some(),
     };
     if plan.unfinished {
         return Ok(plan);
     }
-    let members = membership.members.iter().map(|m| m.node_id);
-    plan.dismissed = members.filter(|id| *id != identity.node_id).collect();
-    let survey = survey(vfs, dir, options.others.iter().map(PathBuf::as_path))?;
+    let mut reports = vec![report];
+    for other in &options.others {
+        reports.push(inspect::inspect(vfs, other)?);
+    }
+    let survey = Survey::of(reports);
     judge(&survey, dir, options.force)?;
     plan.losses = survey.losses(0);
     Ok(plan)

@@ -4,6 +4,7 @@ use super::*;
 use crate::config::Config;
 use crate::driver::boot::{Opened, Storage};
 use crate::node::Node;
+use crate::node::effect::Effect;
 use crate::testing::vfs::{CrashStyle, Fault};
 
 /// What a start finds: who it is, whom it counts, what it has.
@@ -38,7 +39,19 @@ fn start(disk: &FaultyVfs, id: NodeId) -> Started {
     };
     let (boot, _storage) = opened.into_boot(None).unwrap();
     let logger = slog::Logger::root(slog::Discard, slog::o!());
-    Node::new(&Config::default(), boot, 1, &logger).unwrap();
+    let mut node = Node::new(&Config::default(), boot, 1, &logger).unwrap();
+    let mut effects = Vec::new();
+    node.poll(&mut effects);
+    // Whom it counts once everything that is committed was applied.
+    let told = effects.into_iter().filter_map(|e| match e {
+        Effect::Publish(status) => Some(status.members),
+        _ => None,
+    });
+    let counted: Vec<(NodeId, bool)> =
+        told.last().unwrap().into_iter().map(|m| (m.id, m.voter)).collect();
+    let written: Vec<(NodeId, bool)> =
+        membership.members.iter().map(|m| (m.node_id, true)).collect();
+    assert_eq!(counted, written);
     started
 }
 
