@@ -184,13 +184,14 @@ fn judge(survey: &Survey, dir: &Path, force: bool) -> Result<()> {
         return Err(removed(dir));
     }
     if survey.has_majority() && !force {
-        let present: Vec<NodeId> = survey.quorums.iter().flat_map(|q| q.present.clone()).collect();
+        let present = unique(survey.quorums.iter().flat_map(|q| q.present.clone()).collect());
+        let them = if present.len() == 1 { "it" } else { "them" };
         return Err(refuse(
             dir,
             format!(
-                "{} can elect a leader without anybody else: start them, then nothing is lost. To \
+                "{} can elect a leader without anybody else: start {them}, then nothing is lost. To \
                  recover from this directory alone all the same, force it",
-                nodes(&unique(present))
+                nodes(&present)
             ),
         ));
     }

@@ -60,7 +60,7 @@ fn with_a_majority_at_hand_nobody_recovers_unless_forced() {
     let done = recover(&shared(&disk), &dir(1), &options(&[2], true)).unwrap();
     assert_ne!(done.cluster, OLD);
     // Done is done: it needs nobody else now.
-    has(&refused(&disk, 1, &[]), &["node 1 can elect a leader", "start them"]);
+    has(&refused(&disk, 1, &[]), &["node 1 can elect a leader", "start it"]);
 }
 
 #[test]
