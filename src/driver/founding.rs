@@ -26,8 +26,8 @@
 //! - two records of the same founding members need the agreement of the same nodes, the proposers'
 //!   included: only one can have it;
 //! - a node agrees to a record of other founding members (where they are chosen among seeds) only
-//!   once the first can never take effect: its proposer says so, or has lost its disk and nobody
-//!   has it in force;
+//!   once the first can never take effect, because its proposer says so. If that one has lost its
+//!   disk it cannot say, and the same founding members must agree again;
 //! - a wiped founding member has another nonce than the record: it cannot found itself in again,
 //!   and whoever has the record in force leads it in as any other newcomer.
 //!

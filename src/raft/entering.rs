@@ -70,7 +70,10 @@ pub(super) async fn enter(
                  join",
             ));
         }
-        (Entry::Join { .. }, None) => return join(shared, caller, opened, addr, &all).await,
+        (Entry::Join { .. }, None) => {
+            unbound(&opened)?;
+            return join(shared, caller, opened, addr, &all).await;
+        }
     };
     shared.know(opened.identity, opened.membership()?);
     Ok(opened)
@@ -89,7 +92,7 @@ async fn resume(
         let asked = unique(asked.iter().cloned(), &shared.view().addr);
         drop(tokio::spawn(warn_of_another(shared.clone(), caller.clone(), asked, cluster)));
     }
-    if opened.recovered.membership.is_none() {
+    if opened.membership()?.is_none() {
         if known.is_empty() {
             return Err(unmet(opened.storage.dir, cluster));
         }
@@ -155,7 +158,6 @@ async fn join(
     addr: &str,
     known: &[String],
 ) -> Result<Opened> {
-    unbound(&opened)?;
     if known.is_empty() {
         let reason = format!(
             "{addr} is where this node itself is reached; give the address of another member, or \

@@ -193,33 +193,46 @@ fn enter(me: &Candidate, answers: &Answers) -> Option<Step> {
         }
     }
     let (addr, cluster) = first?;
-    let Some(agreed) = &me.agreed else { return Some(Step::Join(addr.clone())) };
-    let free = agreed.cluster_id == cluster || is_own(agreed, me) || is_dead(agreed, me, answers);
-    Some(if free { Step::Withdraw } else { Step::Wait(words::may_be_founded(agreed, addr)) })
+    let free = me.agreed.as_ref().is_none_or(|agreed| {
+        agreed.cluster_id == cluster || is_own(agreed, me) || is_dead(agreed, me, answers)
+    });
+    // NB: the agreement stays on the disk until the node belongs to the cluster: it must not found
+    // with others if the cluster is out of reach when it is started again.
+    match &me.agreed {
+        Some(agreed) if !free => Some(Step::Wait(words::may_be_founded(agreed, addr))),
+        Some(_) | None => Some(Step::Join(addr.clone())),
+    }
 }
 
-/// Whether a record that another node proposed can never take effect any more: its proposer says
-/// so, or has lost its disk, and nobody else has the record in force.
-fn is_dead(agreed: &Membership, me: &Candidate, answers: &Answers) -> bool {
-    let Some(proposer) = proposer(agreed) else { return true };
+/// What the proposer of a record says: whether it has given it up. None when it cannot say: it has
+/// lost its disk.
+fn given_up(agreed: &Membership, answers: &Answers) -> Option<bool> {
+    let proposer = proposer(agreed)?;
     match answers.get(&proposer.addr) {
-        None | Some(Answer::Other) => return false,
+        None | Some(Answer::Other) => Some(false),
         Some(Answer::Empty(c)) if c.incarnation == proposer.incarnation => {
-            return c.agreed.as_ref().is_none_or(|r| r.cluster_id != agreed.cluster_id);
+            Some(c.agreed.as_ref().is_none_or(|r| r.cluster_id != agreed.cluster_id))
         }
         Some(Answer::Member { node_id, cluster, membership }) => {
             let member = membership.as_ref().and_then(|m| m.by_node(*node_id));
-            if member.is_some_and(|m| m.incarnation == proposer.incarnation) {
-                return *cluster != agreed.cluster_id;
-            }
+            let same = member.is_some_and(|m| m.incarnation == proposer.incarnation);
+            same.then_some(*cluster != agreed.cluster_id)
         }
-        Some(Answer::Empty(_)) => {}
+        Some(Answer::Empty(_)) => None,
     }
-    let mut others = agreed.members.iter().filter(|m| m.incarnation != me.incarnation);
-    others.all(|m| match answers.get(&m.addr) {
-        None | Some(Answer::Other) => false,
-        Some(Answer::Empty(_)) => true,
-        Some(Answer::Member { cluster, .. }) => *cluster != agreed.cluster_id,
+}
+
+/// Whether nobody that answers has a record in force, so that a node that has agreed to it may
+/// enter a cluster that exists. To found another it would not do: one that has asked before its
+/// proposer lost its disk may be about to have it in force.
+fn is_dead(agreed: &Membership, me: &Candidate, answers: &Answers) -> bool {
+    given_up(agreed, answers).unwrap_or_else(|| {
+        let mut others = agreed.members.iter().filter(|m| m.incarnation != me.incarnation);
+        others.all(|m| match answers.get(&m.addr) {
+            None | Some(Answer::Other) => false,
+            Some(Answer::Empty(_)) => true,
+            Some(Answer::Member { cluster, .. }) => *cluster != agreed.cluster_id,
+        })
     })
 }
 
@@ -261,16 +274,18 @@ fn leave_agreement(me: &Candidate, agreed: &Membership, answers: &Answers) -> Op
     let chosen = me.terms.expect.is_some();
     let dead = if is_own(agreed, me) {
         // Two that propose to groups that overlap would wait for each other for ever.
-        chosen && answers.values().any(|answer| is_ahead(answer, me, agreed))
+        let gives_way =
+            |a: &Answer| is_ahead(a, me, agreed) || is_stranded(a, me, agreed, answers);
+        chosen && answers.values().any(gives_way)
     } else {
-        is_dead(agreed, me, answers)
+        given_up(agreed, answers) == Some(true)
     };
     let others = !chosen && !me.terms.allow(&me.addr, &places(agreed));
     // Of the same founding members a new record simply takes the place of the old one.
     match (dead, others) {
         (true, _) if chosen || others => Some(Step::Withdraw),
         (false, true) if is_own(agreed, me) => Some(Step::Withdraw),
-        (false, true) => Some(Step::Wait(words::agreed_elsewhere(agreed))),
+        (false, true) => Some(Step::Wait(words::agreed_before(agreed))),
         _ => None,
     }
 }
@@ -281,6 +296,16 @@ fn is_ahead(answer: &Answer, me: &Candidate, agreed: &Membership) -> bool {
     let Some(theirs) = c.agreed.as_ref().filter(|r| is_own(r, c)) else { return false };
     let overlap = !places(theirs).is_disjoint(&places(agreed));
     theirs.cluster_id != agreed.cluster_id && overlap && c.node_id < me.node_id
+}
+
+/// Whether a founding member has agreed to found with others, whose proposer has lost its disk:
+/// only the agreement of all of those frees it.
+fn is_stranded(answer: &Answer, me: &Candidate, agreed: &Membership, answers: &Answers) -> bool {
+    let Answer::Empty(c) = answer else { return false };
+    let Some(theirs) = c.agreed.as_ref().filter(|r| !same_places(r, agreed)) else { return false };
+    let own = proposer(theirs).is_some_and(|p| p.addr == me.addr && p.incarnation != me.incarnation);
+    let lost = own || given_up(theirs, answers).is_none();
+    lost && places(agreed).contains(c.addr.as_str())
 }
 
 /// The founding members, by node id, once all of them are there.
@@ -327,6 +352,7 @@ fn bound<'a>(me: &'a Candidate, answers: &'a Answers) -> Option<&'a Membership> 
     });
     theirs
         .filter(|r| places(r).contains(me.addr.as_str()))
+        .filter(|r| !is_own(r, me) && given_up(r, answers) != Some(true))
         .min_by_key(|r| proposer(r).map(|p| (p.node_id, r.cluster_id)))
 }
 

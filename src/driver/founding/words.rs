@@ -78,6 +78,13 @@ pub(super) fn agreed_elsewhere(agreed: &Membership) -> String {
     format!("it has agreed to found a cluster with [{}]", list(members))
 }
 
+/// A node has agreed to found with some, and was given another list since.
+pub(super) fn agreed_before(agreed: &Membership) -> String {
+    let elsewhere = agreed_elsewhere(agreed);
+    format!("{elsewhere}, not with those that it is given now; waiting for them, unless its data \
+        directory is emptied")
+}
+
 /// A cluster is there, but the one that this node agreed to found may be, too.
 pub(super) fn may_be_founded(agreed: &Membership, addr: &str) -> String {
     let (id, at) = proposer(agreed).map_or((0, ""), |p| (p.node_id, p.addr.as_str()));

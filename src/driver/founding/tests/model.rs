@@ -39,6 +39,8 @@ struct Node {
     up: bool,
     /// The answers of the round that is open.
     round: Option<Answers>,
+    /// It asks to join until a leader lets it in, and founds no more in this run.
+    joining: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -72,6 +74,8 @@ pub(super) enum Event {
     Double(usize),
     Lose(usize),
     Decide(usize),
+    /// A leader lets it in, if there is one.
+    Enter(usize),
     Crash(usize),
     Start(usize),
     /// It crashes, and is started with an empty disk.
@@ -110,6 +114,7 @@ impl World {
             disk: Disk::Empty(None),
             up: true,
             round: None,
+            joining: false,
         };
         Self {
             nodes: (1..=count).map(node).collect(),
@@ -126,7 +131,11 @@ impl World {
     pub(super) fn events(&self, crashes: usize, wipes: usize, doubles: bool) -> Vec<Event> {
         let mut events = Vec::new();
         for (i, node) in self.nodes.iter().enumerate() {
-            let searching = node.up && matches!(node.disk, Disk::Empty(_));
+            let empty = node.up && matches!(node.disk, Disk::Empty(_));
+            let searching = empty && !node.joining;
+            if empty && node.joining && self.leader().is_some() {
+                events.push(Event::Enter(i));
+            }
             match &node.round {
                 Some(_) if searching => events.push(Event::Decide(i)),
                 None if searching => events.push(Event::Ask(i)),
@@ -167,6 +176,11 @@ impl World {
             Event::Double(k) => self.deliver(self.net[k].clone()),
             Event::Lose(k) => drop(self.net.remove(k)),
             Event::Decide(i) => self.decide(i),
+            Event::Enter(i) => {
+                if let Some(cluster) = self.leader() {
+                    self.nodes[i].disk = Disk::Joined(cluster);
+                }
+            }
             Event::Crash(i) => {
                 self.crashes += 1;
                 self.end_process(i);
@@ -198,7 +212,7 @@ impl World {
     }
 
     fn end_process(&mut self, i: usize) {
-        self.nodes[i].up = false;
+        (self.nodes[i].up, self.nodes[i].joining) = (false, false);
         self.close_round(i);
     }
 
@@ -213,6 +227,9 @@ impl World {
     fn me(&self, i: usize) -> Option<Candidate> {
         let node = &self.nodes[i];
         let Disk::Empty(agreed) = &node.disk else { return None };
+        if node.joining {
+            return None;
+        }
         Some(Candidate {
             node_id: node.id,
             incarnation: node.incarnation,
@@ -267,9 +284,7 @@ impl World {
             Disk::Empty(_) => self.me(i).map_or(Answer::Other, Answer::Empty),
             Disk::Founder(r) => {
                 // Once a majority has it in force, the membership may have moved on.
-                let in_force = |n: &&Node| matches!(&n.disk, Disk::Founder(other) if other == r);
-                let many = self.nodes.iter().filter(in_force).count() > r.members.len() / 2;
-                let index = if many && i % 2 == 0 { 7 } else { r.index };
+                let index = if self.leads(r) && i % 2 == 0 { 7 } else { r.index };
                 let membership = Some(Membership { index, ..r.clone() });
                 Answer::Member { node_id, cluster: r.cluster_id, membership }
             }
@@ -277,6 +292,26 @@ impl World {
                 Answer::Member { node_id, cluster: *cluster, membership: None }
             }
         }
+    }
+
+    /// Whether a majority of the founding members has a record in force.
+    fn leads(&self, r: &Membership) -> bool {
+        let named = |n: &Node| r.members.iter().any(|m| m.incarnation == n.incarnation);
+        let in_force = |n: &&Node| match &n.disk {
+            Disk::Founder(other) => other == r,
+            // It came back by the leader, as the voter that it is.
+            Disk::Joined(cluster) => *cluster == r.cluster_id && named(n),
+            Disk::Empty(_) => false,
+        };
+        self.nodes.iter().filter(in_force).count() > r.members.len() / 2
+    }
+
+    /// The cluster that can have a leader.
+    fn leader(&self) -> Option<ClusterId> {
+        self.nodes.iter().find_map(|node| match &node.disk {
+            Disk::Founder(r) if self.leads(r) => Some(r.cluster_id),
+            Disk::Founder(_) | Disk::Joined(_) | Disk::Empty(_) => None,
+        })
     }
 
     fn agree(&mut self, i: usize, to: Option<Membership>) {
@@ -301,10 +336,7 @@ impl World {
                 self.founded += 1;
                 self.nodes[i].disk = Disk::Founder(r);
             }
-            Step::Join(through) => {
-                let Some(Answer::Member { cluster, .. }) = answers.get(&through) else { return };
-                self.nodes[i].disk = Disk::Joined(*cluster);
-            }
+            Step::Join(_) => self.nodes[i].joining = true,
             Step::Propose(r) => {
                 self.give();
                 self.agree(i, Some(r));
@@ -335,7 +367,7 @@ impl World {
     }
 
     /// Everything heals: every node runs, and is heard by the others. Whether all come to belong
-    /// to a cluster.
+    /// to a cluster, or wait for the leader of one whose majority has lost its disks.
     pub(super) fn settles(&mut self) -> bool {
         self.net.clear();
         for i in 0..self.nodes.len() {
@@ -350,12 +382,19 @@ impl World {
                     self.deliver(message);
                 }
                 self.decide(i);
+                if self.nodes[i].joining {
+                    self.happen(Event::Enter(i));
+                }
             }
             if self.nodes.iter().all(|n| !matches!(n.disk, Disk::Empty(_))) {
                 return true;
             }
         }
-        false
+        let founding = self.nodes.iter().find_map(|n| match &n.disk {
+            Disk::Founder(r) => Some(r.members.len()),
+            Disk::Joined(_) | Disk::Empty(_) => None,
+        });
+        founding.is_some_and(|n| self.leader().is_none() && self.wipes >= n - n / 2)
     }
 }
 
