@@ -218,7 +218,9 @@ impl PeerHandler {
             return Err(Error::NoLeader);
         };
         if ClusterId::from_slice(&request.cluster_id) != Some(ours) {
-            return Err(Error::WrongCluster(format!("this node belongs to cluster {ours}")));
+            return Err(Error::WrongCluster(format!(
+                "this node belongs to cluster {ours}; correct the address, or the data directory"
+            )));
         }
         Ok(())
     }
@@ -364,7 +366,8 @@ fn check_sender(
     };
     if member.node_id != hello.from_node || member.incarnation != incarnation {
         return Err(Refusal::Sender(format!(
-            "raft id {} is node {} with incarnation {} here",
+            "raft id {} is node {} with incarnation {} here: its data directory is another one's. \
+             Let it join with an empty directory",
             hello.from, member.node_id, member.incarnation
         )));
     }
