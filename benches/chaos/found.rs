@@ -14,7 +14,8 @@ use crate::patience::Patience;
 use crate::places;
 
 /// An election timeout of 200 ms.
-const SETTINGS: &str = r#"{ "heartbeat": "20ms", "election_tick": 10, "request_timeout": "1500ms" }"#;
+const SETTINGS: &str =
+    r#"{ "heartbeat": "20ms", "election_tick": 10, "request_timeout": "1500ms" }"#;
 /// Every node is started within this, in any order.
 const STARTS: u64 = 400;
 /// Nodes are killed within this.
@@ -129,7 +130,9 @@ async fn write_and_read(cluster: &Cluster) -> Result<(), Failure> {
                 match client.request("GET", &path, b"").await {
                     Ok(read) if read.status == 200 && read.body == value.as_bytes() => break,
                     Ok(read) if read.status == 200 || read.status == 404 => {
-                        return Err(format!("node {reader} does not have what {writer} wrote").into());
+                        return Err(
+                            format!("node {reader} does not have what {writer} wrote").into()
+                        );
                     }
                     last if patience.is_over() => {
                         return Err(format!("node {reader} answers no read: {last:?}").into());

@@ -151,10 +151,8 @@ impl Founding<'_> {
                 continue;
             }
             self.hear(&answers);
-            let fresh = ClusterId::random().map_err(|e| Error::Internal {
-                part: "random generator",
-                reason: e.to_string(),
-            })?;
+            let fresh = ClusterId::random()
+                .map_err(|e| Error::Internal { part: "random generator", reason: e.to_string() })?;
             match decide(&self.me, &answers, fresh) {
                 Step::Adopt(record) => return self.found(record, "enters").await,
                 Step::Found(record) => return self.found(record, "founds").await,
@@ -194,11 +192,10 @@ impl Founding<'_> {
 
     /// Asks everybody at once.
     fn round(&self) -> BoxFuture<'static, Answers> {
-        let own = |r: &&Membership| {
-            proposer(r).is_some_and(|p| p.incarnation == self.me.incarnation)
-        };
+        let own =
+            |r: &&Membership| proposer(r).is_some_and(|p| p.incarnation == self.me.incarnation);
         let propose = self.me.agreed.as_ref().filter(own).map(Membership::to_pb);
-        let found = pb::Found { from: Some(to_pb(&self.me)), propose };
+        let found = Box::new(pb::Found { from: Some(to_pb(&self.me)), propose });
         let timeout = self.shared.config.request_timeout.min(INFO_TIMEOUT);
         let ask = |addr: String| {
             let (caller, kind) = (self.caller.clone(), Kind::Found(found.clone()));

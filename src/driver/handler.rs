@@ -289,7 +289,7 @@ impl Handler for PeerHandler {
         }
         let answer = match kind {
             Kind::Info(_) => return self.info(),
-            Kind::Found(found) => return self.found(found).await,
+            Kind::Found(found) => return self.found(*found).await,
             Kind::Join(join) => self.join(join).await,
             Kind::Propose(propose) => Ok(self.propose(propose).await),
             Kind::Change(change) => self.change(change).await,

@@ -120,10 +120,8 @@ async fn lead(
     let founding = match interrupted {
         Some(record) => record,
         None => {
-            let cluster = ClusterId::random().map_err(|e| Error::Internal {
-                part: "random generator",
-                reason: e.to_string(),
-            })?;
+            let cluster = ClusterId::random()
+                .map_err(|e| Error::Internal { part: "random generator", reason: e.to_string() })?;
             let own = (opened.identity.node_id, opened.identity.incarnation, addr);
             record(cluster, [own].into_iter())
         }

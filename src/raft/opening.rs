@@ -19,7 +19,11 @@ use crate::vfs::{MemVfs, RealVfs, Vfs};
 const SNAPSHOTS: &str = "snapshots";
 
 /// Where peers reach this node: as configured, as told, or where it listens.
-pub(super) fn own_addr(config: &Config, told: Option<String>, listen: Option<String>) -> Result<String> {
+pub(super) fn own_addr(
+    config: &Config,
+    told: Option<String>,
+    listen: Option<String>,
+) -> Result<String> {
     let Some(addr) = config.advertise_addr.clone().or(told).or(listen) else {
         return Err(Error::Config {
             field: "advertise_addr",

@@ -104,11 +104,7 @@ async fn three_that_start_at_once_found_one_cluster_and_resume_whatever_they_are
     for node in nodes {
         node.stop().await;
     }
-    let again = [
-        room.start(1, &[]),
-        room.start(2, &[addr(9)]),
-        room.start(3, &all(5)),
-    ];
+    let again = [room.start(1, &[]), room.start(2, &[addr(9)]), room.start(3, &all(5))];
     for node in again {
         assert_eq!(node.voters(3).await, cluster);
         assert_eq!(number(&node.mailbox.query(Vec::new()).await.unwrap()), 1);

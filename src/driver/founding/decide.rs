@@ -140,10 +140,10 @@ pub(crate) fn may_agree(
     if *proposed != record(proposed.cluster_id, founders) || ids.len() != count {
         return Err("the record is malformed".to_owned());
     }
-    if !proposer(proposed).is_some_and(|p| p.incarnation == from.incarnation) {
+    if proposer(proposed).is_none_or(|p| p.incarnation != from.incarnation) {
         return Err("the record is not its sender's to propose".to_owned());
     }
-    if !names(proposed, me).is_some_and(|m| m.addr == me.addr) {
+    if names(proposed, me).is_none_or(|m| m.addr != me.addr) {
         return Err("the record names another data directory or address for this node".to_owned());
     }
     if addrs.len() != count || !me.terms.allow(&me.addr, &addrs) {
@@ -274,8 +274,7 @@ fn leave_agreement(me: &Candidate, agreed: &Membership, answers: &Answers) -> Op
     let chosen = me.terms.expect.is_some();
     let dead = if is_own(agreed, me) {
         // Two that propose to groups that overlap would wait for each other for ever.
-        let gives_way =
-            |a: &Answer| is_ahead(a, me, agreed) || is_stranded(a, me, agreed, answers);
+        let gives_way = |a: &Answer| is_ahead(a, me, agreed) || is_stranded(a, me, agreed, answers);
         chosen && answers.values().any(gives_way)
     } else {
         given_up(agreed, answers) == Some(true)
@@ -303,7 +302,8 @@ fn is_ahead(answer: &Answer, me: &Candidate, agreed: &Membership) -> bool {
 fn is_stranded(answer: &Answer, me: &Candidate, agreed: &Membership, answers: &Answers) -> bool {
     let Answer::Empty(c) = answer else { return false };
     let Some(theirs) = c.agreed.as_ref().filter(|r| !same_places(r, agreed)) else { return false };
-    let own = proposer(theirs).is_some_and(|p| p.addr == me.addr && p.incarnation != me.incarnation);
+    let own =
+        proposer(theirs).is_some_and(|p| p.addr == me.addr && p.incarnation != me.incarnation);
     let lost = own || given_up(theirs, answers).is_none();
     lost && places(agreed).contains(c.addr.as_str())
 }

@@ -70,15 +70,16 @@ impl Terms {
     /// Whether nodes at these addresses, the one at `own` among them, may found.
     pub(crate) fn allow(&self, own: &str, addrs: &BTreeSet<&str>) -> bool {
         let Some(expect) = self.expect else {
-            return addrs.len() == self.addrs.len() && addrs.iter().all(|a| self.addrs.contains(*a));
+            return addrs.len() == self.addrs.len()
+                && addrs.iter().all(|a| self.addrs.contains(*a));
         };
         let seeds = addrs.iter().filter(|a| self.addrs.contains(**a)).count();
         let own_counts = usize::from(!self.addrs.contains(own));
         let all = self.addrs.len();
         // NB: a seed that leaves its own address out judges as one that does not; for a node that
         // is no seed the second view is too generous, which the seeds in the group make up for.
-        let enough = seeds >= needed(all, expect)
-            || seeds + own_counts >= needed(all + own_counts, expect);
+        let enough =
+            seeds >= needed(all, expect) || seeds + own_counts >= needed(all + own_counts, expect);
         addrs.len() == expect && enough
     }
 }

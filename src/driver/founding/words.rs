@@ -81,8 +81,10 @@ pub(super) fn agreed_elsewhere(agreed: &Membership) -> String {
 /// A node has agreed to found with some, and was given another list since.
 pub(super) fn agreed_before(agreed: &Membership) -> String {
     let elsewhere = agreed_elsewhere(agreed);
-    format!("{elsewhere}, not with those that it is given now; waiting for them, unless its data \
-        directory is emptied")
+    format!(
+        "{elsewhere}, not with those that it is given now; waiting for them, unless its data \
+        directory is emptied"
+    )
 }
 
 /// A cluster is there, but the one that this node agreed to found may be, too.

@@ -193,7 +193,7 @@ async fn whoever_is_turned_away_is_told_the_remedy() {
 #[tokio::test]
 async fn whoever_would_found_is_told_of_the_cluster() {
     let handler = handler(crate::config::Config::default());
-    let kind = Some(Kind::Found(pb::Found::default()));
+    let kind = Some(Kind::Found(Box::default()));
     let asked = pb::Request { cluster_id: Bytes::new(), kind };
     let Some(Answer::Info(info)) = handler.call(asked).await.kind else { panic!("no info") };
     assert_eq!((info.cluster_id.len(), info.founder), (16, None));

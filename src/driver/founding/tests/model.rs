@@ -191,7 +191,8 @@ impl World {
                 self.end_process(i);
                 let incarnation = self.give();
                 let node = &mut self.nodes[i];
-                (node.incarnation, node.disk) = (Incarnation::from_u128(incarnation), Disk::Empty(None));
+                (node.incarnation, node.disk) =
+                    (Incarnation::from_u128(incarnation), Disk::Empty(None));
                 node.up = true;
                 if matches!(event, Event::Rename(_)) {
                     // Before or behind all others.
@@ -284,7 +285,7 @@ impl World {
             Disk::Empty(_) => self.me(i).map_or(Answer::Other, Answer::Empty),
             Disk::Founder(r) => {
                 // Once a majority has it in force, the membership may have moved on.
-                let index = if self.leads(r) && i % 2 == 0 { 7 } else { r.index };
+                let index = if self.leads(r) && i.is_multiple_of(2) { 7 } else { r.index };
                 let membership = Some(Membership { index, ..r.clone() });
                 Answer::Member { node_id, cluster: r.cluster_id, membership }
             }

@@ -128,7 +128,9 @@ fn explore(broken: Broken) -> (usize, Option<Vec<Event>>) {
     let mut seen = HashSet::from([key(&first)]);
     let mut open = VecDeque::from([(first, Vec::new())]);
     while let Some((world, path)) = open.pop_front() {
-        for event in world.events(1, 1, false).into_iter().filter(|e| !matches!(e, Event::Rename(_))) {
+        for event in
+            world.events(1, 1, false).into_iter().filter(|e| !matches!(e, Event::Rename(_)))
+        {
             let mut next = world.clone();
             next.happen(event);
             let mut path = path.clone();
