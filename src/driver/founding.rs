@@ -300,6 +300,7 @@ impl Founding<'_> {
     async fn found(self, record: Membership, how: &'static str) -> Result<End> {
         let Self { mut opened, shared, .. } = self;
         let members: Vec<String> = record.members.iter().map(|m| m.addr.clone()).collect();
+        shared.status.send_modify(|s| s.health.clear());
         info!(shared.logger, "{} a cluster together with others", how;
             "cluster" => %record.cluster_id, "members" => members.join(" "));
         Ok(End::Founded(blocking(move || opened.found(&record).map(|()| opened)).await?))
@@ -309,6 +310,8 @@ impl Founding<'_> {
         let members = answers.iter().filter(|(_, a)| matches!(a, Answer::Member { .. }));
         let others = members.map(|(addr, _)| addr.clone()).filter(|addr| *addr != through);
         let known = [through.clone()].into_iter().chain(others).collect();
+        let words = format!("joins the cluster through {through}");
+        self.shared.status.send_modify(|s| s.health = words);
         info!(self.shared.logger, "found a cluster"; "through" => through);
         End::Join(self.opened, known)
     }
