@@ -33,21 +33,18 @@ impl Store for Counter {
     }
 }
 
-/// Starts node `id`: node 1 leads, the others join it. On a directory with data both resume.
+/// Starts node `id`: on empty directories all three found a cluster together, later they resume.
 fn start(
     id: u64,
     addrs: &[String],
     dir: &std::path::Path,
 ) -> Result<(Mailbox, JoinHandle<Result<()>>)> {
-    let addr = addrs[id as usize - 1].clone();
+    let addr = addrs[id as usize - 1].as_str();
     let config = Config { data_dir: Some(dir.join(id.to_string())), ..Config::default() };
     let logger = slog::Logger::root(slog::Discard, slog::o!());
-    let raft = Raft::new(addr.as_str(), Counter(0), logger, config)?;
+    let raft = Raft::new(addr, Counter(0), logger, config)?;
     let mailbox = raft.mailbox();
-    let running = match id {
-        1 => tokio::spawn(raft.lead(id)),
-        _ => tokio::spawn(raft.join(id, addr, Some(1), addrs[0].clone())),
-    };
+    let running = tokio::spawn(raft.start(id, addrs.to_vec()));
     Ok((mailbox, running))
 }
 

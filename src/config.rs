@@ -32,9 +32,14 @@ pub struct Config {
     /// The address that peers reach this node at, `host:port`. Default: the listening address;
     /// required when that is a wildcard such as `0.0.0.0`, except in `join`, which is told it.
     pub advertise_addr: Option<String>,
-    /// Addresses that `lead` asks, beside those given to `find_leader_info`, before it founds a
-    /// cluster on an empty directory. Default: none.
+    /// Addresses that `lead` asks, beside those given to `find_leader_info`, and `start`, beside
+    /// those that it is given, before they found a cluster on an empty directory. Default: none.
     pub peers: Vec<String>,
+    /// How many nodes found the cluster together in [`Raft::start`](crate::Raft::start). Default:
+    /// as many as the addresses that it is given; then all of them are founding members. Set, the
+    /// addresses are seeds, some of which may be down: any so many nodes found, with most of the
+    /// seeds among them. Must be alike on every node.
+    pub bootstrap_expect: Option<usize>,
     /// Whether entries are synced before they are acknowledged. Default: they are.
     pub durability: Durability,
     /// The length of a tick. Default 100 ms. Shorter reacts faster and costs more when idle.
@@ -113,6 +118,7 @@ impl Default for Config {
             data_dir: None,
             advertise_addr: None,
             peers: Vec::new(),
+            bootstrap_expect: None,
             durability: Durability::Fsync,
             heartbeat: Duration::from_millis(100),
             election_tick: 10,
@@ -158,6 +164,11 @@ impl Config {
             "must be above heartbeat_tick; five to ten times is usual",
         )?;
         check(self.election_tick <= 1 << 20, "election_tick", "must be at most 1048576")?;
+        check(
+            self.bootstrap_expect != Some(0),
+            "bootstrap_expect",
+            "must be at least 1; leave it out to found with all the addresses that start is given",
+        )?;
         check(self.max_inflight_msgs > 0, "max_inflight_msgs", "must be at least 1")?;
         check(
             (1..=256 * MIB).contains(&self.max_size_per_msg),
@@ -288,6 +299,7 @@ mod tests {
     fn each_bad_value_is_refused_by_name() {
         let bad = [
             ("heartbeat", Config { heartbeat: Duration::ZERO, ..Config::default() }),
+            ("bootstrap_expect", Config { bootstrap_expect: Some(0), ..Config::default() }),
             ("election_tick", Config { election_tick: 1, ..Config::default() }),
             ("max_entry_size", Config { max_entry_size: 0, ..Config::default() }),
             ("max_apply_lag", Config { max_apply_lag: 5, ..Config::default() }),

@@ -1,4 +1,4 @@
-//! Embeddable Raft: implement a [`Store`], call `lead` or `join`, get a replicated, durable,
+//! Embeddable Raft: implement a [`Store`], call `start`, get a replicated, durable,
 //! linearizable service.
 
 mod config;

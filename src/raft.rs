@@ -1,19 +1,21 @@
 //! The builder of a node, and the only place that names defaults: log, transport, directory.
 //!
 //! It opens, checks and wires; what runs then is the driver's affair. Nothing here runs before
-//! `find_leader_info`, `lead` or `join` is polled, except that the listener is bound by
+//! `find_leader_info`, `start`, `lead` or `join` is polled, except that the listener is bound by
 //! [`Raft::new`], so that a busy port is known at once.
+
+mod entering;
+mod opening;
 
 use std::fmt;
 use std::future::Future;
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::{Path, PathBuf};
+use std::net::ToSocketAddrs;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use slog::{Logger, error, info, warn};
+use slog::{Logger, error, info};
 
-use crate::config::{Config, Durability};
-use crate::driver::boot::{Opened, Storage};
+use crate::config::Config;
+use crate::driver::boot::blocking;
 use crate::driver::caller::Caller;
 use crate::driver::handler::PeerHandler;
 use crate::driver::host::Host;
@@ -22,22 +24,17 @@ use crate::driver::shared::{Lifetime, Phase, Shared};
 use crate::driver::{self, AbortOnDrop};
 use crate::error::{Error, Result};
 use crate::log::LogStorage;
-use crate::log::memory::MemoryLog;
-use crate::log::wal::{Wal, WalOptions};
 use crate::mailbox::Mailbox;
-use crate::offline;
 use crate::pb::raft_server::RaftServer;
-use crate::snapshot::dir::SnapshotDir;
 use crate::store::Store;
 use crate::transport::Transport;
 use crate::transport::grpc::{GrpcOptions, GrpcTransport, RaftService};
-use crate::types::{ClusterId, Membership, NodeId};
-use crate::vfs::{MemVfs, RealVfs, Vfs};
+use crate::types::NodeId;
+use crate::vfs::Vfs;
+use entering::{Entry, enter};
+use opening::{check_id, has_data, open, own_addr, require_runtime, resolve};
 
-/// Where snapshots are kept, inside the data directory.
-const SNAPSHOTS: &str = SnapshotDir::NAME;
-
-/// A node that is about to start: [`Raft::lead`] or [`Raft::join`] runs it.
+/// A node that is about to start: [`Raft::start`], [`Raft::lead`] or [`Raft::join`] runs it.
 pub struct Raft<S: Store> {
     store: S,
     core: Core,
@@ -64,12 +61,6 @@ impl<S: Store> fmt::Debug for Raft<S> {
             .field("transport", &self.core.transport)
             .finish_non_exhaustive()
     }
-}
-
-/// How a node starts when its directory is empty.
-enum Entry {
-    Found,
-    Join { known: Vec<String> },
 }
 
 impl<S: Store> Raft<S> {
@@ -182,12 +173,64 @@ impl<S: Store> Raft<S> {
         joining::find_leader(&caller, &peers, timeout, pause, has_data(config)).await
     }
 
-    /// Runs this node until it is told to stop or fails. An empty directory becomes the first
+    /// Runs this node until it is told to stop, leaves or fails: the call that is right on every
+    /// start, with the same list of addresses on every node.
+    ///
+    /// - A directory with data resumes, whatever it is given.
+    /// - An empty one enters the cluster that any of the addresses belongs to, as a learner that is
+    ///   promoted once it has caught up.
+    /// - Where there is no cluster, the nodes at these addresses found one together, once all of
+    ///   them are there; until then they wait, and say for whom, in the log and in
+    ///   [`Status::health`](crate::Status). Whether its own address is in the list makes no
+    ///   difference; a list of nothing else, or none, founds a cluster of one.
+    ///
+    /// ```no_run
+    /// # async fn on_node_1(raft: raftline::Raft<impl raftline::Store>) -> raftline::Result<()> {
+    /// raft.start(1, ["10.0.0.1:5000", "10.0.0.2:5000", "10.0.0.3:5000"]).await
+    /// # }
+    /// ```
+    ///
+    /// All founding members are needed once, to found; afterwards a majority is enough. They must
+    /// be listed under the addresses at which the others reach them
+    /// ([`Config::advertise_addr`](crate::Config::advertise_addr), or where they listen). With
+    /// [`Config::bootstrap_expect`](crate::Config::bootstrap_expect) the addresses are seeds, and
+    /// so many nodes found, whichever come first.
+    ///
+    /// Any number of nodes may be started at once, in any order, killed and started again at any
+    /// moment: there is never more than one cluster. A node that has lost its disk never founds
+    /// while another founding member that has not can be waited for.
+    ///
+    /// # Errors
+    /// `Config` when the nodes were given different lists, when two have the same id, or when the
+    /// own address is not in the list under which the others know it; `WrongCluster` when two of
+    /// the addresses belong to different clusters; those of [`Raft::join`]; else what the node
+    /// could not start or go on with.
+    ///
+    /// # Cancel safety
+    /// As for [`Raft::lead`].
+    pub fn start<A: Into<String>>(
+        self,
+        id: NodeId,
+        peers: impl IntoIterator<Item = A>,
+    ) -> impl Future<Output = Result<()>> + Send + 'static {
+        let given = peers.into_iter().map(Into::into).collect();
+        self.run(id, None, Entry::Start { given })
+    }
+
+    /// Runs this node until it is told to stop or fails. An empty directory becomes the only
     /// member of a new cluster; one with data resumes, whatever cluster it belongs to.
+    ///
+    /// *Leading* an empty directory means: there is no cluster yet, and this node alone is to be
+    /// the first of it; the others join. That is for a person to know. It is refused when any
+    /// address in `Config::peers`, or one that `find_leader_info` was given, belongs to a cluster.
+    /// An address that does not answer cannot say so: it may be down, or cut off, with the cluster
+    /// behind it, and then there are two. The log warns and names it. Where a program decides,
+    /// [`Raft::start`] is the call: it never founds while one of the others cannot be asked.
     ///
     /// # Errors
     /// `ClusterExists` when the directory is empty and a known address belongs to a cluster;
-    /// else what the node could not start or go on with.
+    /// `DataDir` when it has agreed to found one with others; else what the node could not start
+    /// or go on with.
     ///
     /// # Cancel safety
     /// Dropping the future stops the node as a crash would: nothing acknowledged is lost.
@@ -294,205 +337,6 @@ impl Core {
         }
         self.shared.caller().ok_or(Error::ShuttingDown)
     }
-}
-
-/// Where peers reach this node: as configured, as told, or where it listens.
-fn own_addr(config: &Config, told: Option<String>, listen: Option<String>) -> Result<String> {
-    let Some(addr) = config.advertise_addr.clone().or(told).or(listen) else {
-        return Err(Error::Config {
-            field: "advertise_addr",
-            reason: "the node listens on every interface; say at which address its peers reach it"
-                .to_owned(),
-        });
-    };
-    if is_wildcard(&addr) {
-        return Err(Error::Config {
-            field: "advertise_addr",
-            reason: format!("{addr} cannot be reached by peers; name one of this machine's"),
-        });
-    }
-    Ok(addr)
-}
-
-/// Makes sure that the directory belongs to a cluster: it does, it founds one, or it joins one.
-async fn enter(
-    shared: &Arc<Shared>,
-    caller: &Caller,
-    mut opened: Opened,
-    addr: &str,
-    entry: Entry,
-    mut known: Vec<String>,
-) -> Result<Opened> {
-    if let Some((cluster, _)) = opened.identity.cluster {
-        if let Entry::Join { known: first } = &entry {
-            let asked = unique(first.iter().cloned(), addr);
-            drop(tokio::spawn(warn_of_another(shared.clone(), caller.clone(), asked, cluster)));
-        }
-        if opened.recovered.membership.is_none() {
-            if let Entry::Join { known: first } = entry {
-                known.extend(first);
-            }
-            let known = unique(known.into_iter(), addr);
-            if known.is_empty() {
-                return Err(unmet(opened.storage.dir, cluster));
-            }
-            let membership = joining::find_membership(caller, &known, cluster).await;
-            meet(shared, caller, &opened, membership);
-        }
-        return Ok(opened);
-    }
-    let opened = match entry {
-        Entry::Found => {
-            known.retain(|a| a != addr);
-            let timeout = shared.config.request_timeout;
-            if let Some((addr, cluster)) = joining::find_cluster(caller, &known, timeout).await {
-                return Err(Error::ClusterExists { addr, cluster });
-            }
-            let addr = addr.to_owned();
-            blocking(move || opened.found(addr).map(|()| opened)).await?
-        }
-        Entry::Join { known: first } => {
-            if opened.interrupted_founding()?.is_some() {
-                return Err(Error::DataDir {
-                    dir: opened.storage.dir,
-                    reason: "it was about to found a cluster of its own and holds nothing yet; \
-                             empty it, then join"
-                        .to_owned(),
-                });
-            }
-            let known = unique(first.into_iter().chain(known), addr);
-            if known.is_empty() {
-                let reason = format!(
-                    "{addr} is where this node itself is reached; give the address of another \
-                     member, or found a cluster with lead"
-                );
-                return Err(Error::Config { field: "leader_addr", reason });
-            }
-            let joined = joining::join(shared, caller, &opened.identity, addr, &known).await?;
-            let (cluster, raft_id) = (joined.cluster_id, joined.raft_id);
-            let opened = blocking(move || opened.belong(cluster, raft_id).map(|()| opened)).await?;
-            // The transport can answer the others before the first snapshot has come.
-            meet(shared, caller, &opened, joined.membership);
-            return Ok(opened);
-        }
-    };
-    shared.know(opened.identity, opened.membership()?);
-    Ok(opened)
-}
-
-/// A node that joined and was stopped before its first snapshot came must ask who the others are.
-fn unmet(dir: PathBuf, cluster: ClusterId) -> Error {
-    let reason = format!(
-        "it has joined cluster {cluster} and holds nothing of it yet; start it with join, or name \
-         members in Config::peers"
-    );
-    Error::DataDir { dir, reason }
-}
-
-/// Makes the others known, so that the transport can answer them before the first snapshot.
-fn meet(shared: &Arc<Shared>, caller: &Caller, opened: &Opened, membership: Membership) {
-    shared.know(opened.identity, Some(membership));
-    caller.set_peers(shared.clone());
-}
-
-/// Says so when a node with data was told to join another cluster than its own: it resumes its
-/// own, which may be one that was founded by mistake.
-async fn warn_of_another(shared: Arc<Shared>, caller: Caller, addrs: Vec<String>, own: ClusterId) {
-    let found = tokio::select! {
-        () = shared.reached(Phase::Stopping) => return,
-        found = joining::find_cluster(&caller, &addrs, shared.config.request_timeout) => found,
-    };
-    if let Some((addr, theirs)) = found.filter(|(_, theirs)| *theirs != own) {
-        warn!(shared.logger, "the data directory belongs to another cluster than the address given \
-            to join; it resumes its own. To enter the other, start with an empty data directory";
-            "addr" => addr, "own" => %own, "other" => %theirs);
-    }
-}
-
-fn unique(addrs: impl Iterator<Item = String>, own: &str) -> Vec<String> {
-    let mut out: Vec<String> = Vec::new();
-    for addr in addrs {
-        if addr != own && !out.contains(&addr) {
-            out.push(addr);
-        }
-    }
-    out
-}
-
-/// Whether the configured directory holds anything. False where it cannot be told: the node's id
-/// is part of the default directory, and not known before it starts.
-fn has_data(config: &Config) -> bool {
-    let dir = config.data_dir.as_ref().filter(|_| config.durability == Durability::Fsync);
-    dir.is_some_and(|dir| RealVfs.list(dir).is_ok_and(|names| !names.is_empty()))
-}
-
-/// Opens log and snapshots where the configuration says.
-fn open(
-    shared: &Shared,
-    log: Option<(Box<dyn LogStorage>, Arc<dyn Vfs>)>,
-    id: NodeId,
-) -> Result<Opened> {
-    let config = &shared.config;
-    let dir = config.data_dir.clone().unwrap_or_else(|| PathBuf::from(format!("raftline-{id}")));
-    let (log, vfs): (Box<dyn LogStorage>, Arc<dyn Vfs>) = match (log, config.durability) {
-        (Some((log, vfs)), _) => (log, vfs),
-        (None, Durability::Volatile) => (Box::new(MemoryLog::new()), Arc::new(MemVfs::default())),
-        (None, Durability::Fsync) => durable(&dir, config)?,
-    };
-    let snapshots = SnapshotDir::open(vfs.clone(), dir.join(SNAPSHOTS))?;
-    let opened = Opened::open(Storage { log, snapshots, dir: dir.clone() }, id)?;
-    let membership = opened.membership()?;
-    let moved = offline::live_addresses(&*vfs, &dir, membership.as_ref())?;
-    shared.assume(membership.as_ref(), moved);
-    Ok(opened)
-}
-
-fn durable(dir: &Path, config: &Config) -> Result<(Box<dyn LogStorage>, Arc<dyn Vfs>)> {
-    let vfs: Arc<dyn Vfs> = Arc::new(RealVfs);
-    let options = WalOptions { segment_size: config.log_segment_size, ..WalOptions::default() };
-    Ok((Box::new(Wal::open(vfs.clone(), dir, options)?), vfs))
-}
-
-/// Runs work that waits for the disk away from the runtime's own threads.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(e) => Err(Error::Internal { part: "start", reason: e.to_string() }),
-    }
-}
-
-fn require_runtime() -> Result<()> {
-    match tokio::runtime::Handle::try_current() {
-        Ok(_) => Ok(()),
-        Err(e) => Err(Error::Internal {
-            part: "start",
-            reason: format!("lead and join must be awaited in a tokio runtime: {e}"),
-        }),
-    }
-}
-
-fn check_id(id: NodeId) -> Result<()> {
-    if id != 0 {
-        return Ok(());
-    }
-    Err(Error::Config { field: "id", reason: "a node id must not be 0".to_owned() })
-}
-
-fn resolve<A: ToSocketAddrs>(listen: A) -> Result<SocketAddr> {
-    let failed = |source| Error::Listen {
-        addr: "the given address".to_owned(),
-        hint: "Give a host:port that this machine has",
-        source,
-    };
-    listen.to_socket_addrs().map_err(failed)?.next().ok_or_else(|| {
-        failed(std::io::Error::new(std::io::ErrorKind::NotFound, "it resolves to nothing"))
-    })
-}
-
-fn is_wildcard(addr: &str) -> bool {
-    addr.parse::<SocketAddr>().is_ok_and(|a| a.ip().is_unspecified())
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -73,8 +73,23 @@ impl Cluster {
         network: Network,
         pids: Pids,
     ) -> Result<Self, Failure> {
+        Self::with_settings(places, program, dir, network, pids, SETTINGS)
+    }
+
+    /// The same with other settings of the library.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub(crate) fn with_settings(
+        places: Vec<Place>,
+        program: &Path,
+        dir: &Path,
+        network: Network,
+        pids: Pids,
+        json: &str,
+    ) -> Result<Self, Failure> {
         let settings = dir.join("settings.json");
-        std::fs::write(&settings, SETTINGS)?;
+        std::fs::write(&settings, json)?;
         let addrs: Vec<_> = places.iter().map(|p| p.advertise.clone()).collect();
         let node = |place: Place| {
             let mut args: Vec<String> = ["node", "--id"].map(str::to_owned).into();
@@ -106,15 +121,23 @@ impl Cluster {
         Ok(Self { nodes, program: program.to_owned(), network, pids })
     }
 
-    /// Starts all nodes: the first one founds, the others join; returns when all are voters.
+    /// Starts all nodes, which found a cluster together; returns when all are voters.
     ///
     /// # Errors
     /// When they do not come together.
     pub(crate) async fn found(&mut self) -> Result<(), Failure> {
-        let ids = self.ids();
-        for id in &ids {
-            self.launch(*id, *id == 1)?;
+        for id in self.ids() {
+            self.start(id)?;
         }
+        self.wait_for_voters().await
+    }
+
+    /// Waits until every node knows that all of them vote.
+    ///
+    /// # Errors
+    /// When they do not come together.
+    pub(crate) async fn wait_for_voters(&mut self) -> Result<(), Failure> {
+        let ids = self.ids();
         let voters = |s: &Value| {
             let members = s["members"].as_array();
             members.map_or(0, |all| all.iter().filter(|m| m["voter"] == true).count())
@@ -149,13 +172,9 @@ impl Cluster {
     /// # Errors
     /// When it cannot be started.
     pub(crate) fn start(&mut self, id: u64) -> Result<(), Failure> {
-        self.launch(id, false)
-    }
-
-    fn launch(&mut self, id: u64, found: bool) -> Result<(), Failure> {
         let node = self.node(id)?;
         if node.process.is_none() {
-            let process = Process::start(&node.recipe, found)?;
+            let process = Process::start(&node.recipe)?;
             let pid = process.pid();
             node.process = Some(process);
             self.pids.lock().unwrap_or_else(PoisonError::into_inner).insert(id, pid);

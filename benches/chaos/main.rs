@@ -5,6 +5,7 @@
 //! ```sh
 //! cargo bench --bench chaos -- gate                    # all of it, about five minutes
 //! cargo bench --bench chaos -- run --nodes 3 --ops 50000 --faults 40 --seed 7
+//! cargo bench --bench chaos -- found --times 10        # empty nodes, killed while they found
 //! cargo bench --bench chaos -- namespaces              # as root: the kernel's own network
 //! cargo bench --bench chaos -- disk-full               # as root: a small tmpfs
 //! ```
@@ -21,6 +22,7 @@ mod clients;
 mod cluster;
 mod disk;
 mod faults;
+mod found;
 mod history;
 mod link;
 mod namespaces;
@@ -41,6 +43,7 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use faults::Kind;
+use raftline::testing::rng::Rng;
 use run::{Plan, Summary};
 
 /// What any part of the program fails with, in words.
@@ -88,6 +91,12 @@ enum What {
         ops: usize,
         #[arg(long, default_value_t = 7)]
         faults: usize,
+    },
+    /// Three and five empty nodes, started at once and killed while they found one cluster.
+    Found {
+        /// How often, each.
+        #[arg(long, default_value_t = 10)]
+        times: usize,
     },
     /// A node on a small disk that is filled; SKIPPED unless root.
     DiskFull,
@@ -190,6 +199,7 @@ fn again(scenario: &What, seed: u64) -> String {
         What::Namespaces { nodes, ops, faults } => {
             format!("namespaces --nodes {nodes} --ops {ops} --faults {faults}")
         }
+        What::Found { times } => format!("found --times {times}"),
         What::DiskFull => "disk-full".to_owned(),
         What::Gate => "gate".to_owned(),
     };
@@ -209,6 +219,7 @@ fn name(scenario: &What) -> String {
     match scenario {
         What::Run { nodes, .. } => format!("{nodes} nodes behind proxies"),
         What::Namespaces { nodes, .. } => format!("{nodes} nodes in namespaces"),
+        What::Found { .. } => "founding".to_owned(),
         What::DiskFull => "full disk".to_owned(),
         What::Gate => "gate".to_owned(),
     }
@@ -234,6 +245,7 @@ async fn perform(
             let mut cluster = places::in_namespaces(nodes, program, dir)?;
             Ok(told(&run::run(&plan(ops, faults, Kind::CUTS.to_vec()), &mut cluster).await?))
         }
+        What::Found { times } => found_often(times, program, dir, seed).await,
         What::DiskFull => {
             let small = match disk::Small::mount(&dir.join("small")) {
                 Ok(small) => small,
@@ -245,6 +257,32 @@ async fn perform(
         }
         What::Gate => Err("a gate is made of scenarios".into()),
     }
+}
+
+/// Three and five nodes, so many times; the directories of those that held are removed.
+async fn found_often(
+    times: usize,
+    program: &Path,
+    dir: &Path,
+    seed: u64,
+) -> Result<String, Failure> {
+    let (mut rng, mut told) = (Rng::new(seed), found::Told::default());
+    for round in 0..times {
+        for nodes in [3, 5] {
+            let dir = dir.join(format!("{round}-{nodes}"));
+            let done = found::run(nodes, program, &dir, &mut rng, &mut told).await;
+            done.map_err(|e| format!("round {round} of {nodes} nodes: {e}; {}", dir.display()))?;
+            std::fs::remove_dir_all(&dir)?;
+        }
+    }
+    Ok(format!(
+        "{} times one cluster; {} kills, {} of them before the node belonged to it; all together \
+         {:.1} s after the last start at most",
+        told.clusters,
+        told.kills,
+        told.before,
+        told.longest.as_secs_f64(),
+    ))
 }
 
 /// What a run did, in one line.

@@ -74,23 +74,45 @@ pub(crate) fn plain(
     dir: &Path,
     elsewhere: (u64, &Path),
 ) -> Result<Cluster, Failure> {
+    let mut places = bare(nodes, dir)?;
+    for place in places.iter_mut().filter(|place| place.id == elsewhere.0) {
+        place.data = elsewhere.1.join(format!("node-{}", place.id));
+    }
+    let network = Network::new(Kind::Plain, (1..=nodes).collect());
+    Cluster::new(places, program, dir, network, Pids::default())
+}
+
+/// Nodes on loopback with nothing between them and these settings.
+///
+/// # Errors
+/// When there are not enough ports.
+pub(crate) fn with_settings(
+    nodes: u64,
+    program: &Path,
+    dir: &Path,
+    settings: &str,
+) -> Result<Cluster, Failure> {
+    let network = Network::new(Kind::Plain, (1..=nodes).collect());
+    let places = bare(nodes, dir)?;
+    Cluster::with_settings(places, program, dir, network, Pids::default(), settings)
+}
+
+fn bare(nodes: u64, dir: &Path) -> Result<Vec<Place>, Failure> {
     let mut ports = free_ports();
     let mut addr = || ports.next().map(|p| format!("127.0.0.1:{p}")).ok_or("no free ports");
     let mut places = Vec::new();
     for id in 1..=nodes {
         let listen = addr()?;
-        let root = if id == elsewhere.0 { elsewhere.1 } else { dir };
         places.push(Place {
             id,
             prefix: Vec::new(),
             advertise: listen.clone(),
             listen,
             http: addr()?,
-            data: root.join(format!("node-{id}")),
+            data: dir.join(format!("node-{id}")),
         });
     }
-    let network = Network::new(Kind::Plain, (1..=nodes).collect());
-    Cluster::new(places, program, dir, network, Pids::default())
+    Ok(places)
 }
 
 fn free_ports() -> impl Iterator<Item = u16> {

@@ -34,7 +34,7 @@ impl Process {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub(crate) fn start(recipe: &Recipe, found: bool) -> Result<Self, Failure> {
+    pub(crate) fn start(recipe: &Recipe) -> Result<Self, Failure> {
         let log = OpenOptions::new().create(true).append(true).open(&recipe.log)?;
         // `Drop` does not run when this process is killed; the kernel's signal comes always. NB:
         // it comes when the *thread* that started the child ends; those of the runtime do not.
@@ -42,9 +42,6 @@ impl Process {
         words.extend(["setpriv", "--pdeathsig", "KILL", "--"].map(str::to_owned));
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).arg(&recipe.program).args(&recipe.args);
-        if found {
-            command.arg("--found");
-        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let child = command
             .spawn()

@@ -83,12 +83,12 @@ fn generated(lines: usize, dir: &std::path::Path) -> Result<Text, Failure> {
     Text::read(&path)
 }
 
-/// Starts an empty node that founds the cluster, and the others, which join it.
+/// Starts empty nodes, all alike: they found one cluster together.
 async fn found(places: &[Place]) -> Result<Vec<Process>, Failure> {
     let started = Instant::now();
     let mut nodes = Vec::new();
     for place in places {
-        nodes.push(Process::start(place, place.id == 1)?);
+        nodes.push(Process::start(place)?);
     }
     for node in &mut nodes {
         node.wait_until("in a cluster of three voters", |s| voters(s) == NODES as usize).await?;
@@ -126,7 +126,7 @@ async fn load_and_kill(
     println!("the others took the first write {} after the kill", seconds(killed.elapsed()));
 
     let started = Instant::now();
-    let mut node = Process::start(&place, false)?;
+    let mut node = Process::start(&place)?;
     let commit = nodes[0].wait_until("running", |_| true).await?["commit"].as_u64().unwrap_or(0);
     node.wait_until("caught up", |s| s["applied"].as_u64() >= Some(commit)).await?;
     println!("node {} had caught up {} after its restart", place.id, seconds(started.elapsed()));
@@ -179,8 +179,7 @@ async fn kill_all(nodes: Vec<Process>) -> Result<Vec<Process>, Failure> {
     }
     println!("killed all {NODES} nodes");
     let started = Instant::now();
-    let mut nodes =
-        places.iter().map(|p| Process::start(p, false)).collect::<Result<Vec<_>, _>>()?;
+    let mut nodes = places.iter().map(Process::start).collect::<Result<Vec<_>, _>>()?;
     for node in &mut nodes {
         node.wait_until("running", |_| true).await?;
     }

@@ -3,9 +3,12 @@
 //!
 //! ```text
 //! kv cluster                       three processes, loaded, killed, restarted, verified
-//! kv --id 1 --raft-addr 127.0.0.1:5001 --http-addr 127.0.0.1:8001 --data-dir kv-1 --found
-//! kv --id 2 --raft-addr 127.0.0.1:5002 --http-addr 127.0.0.1:8002 --data-dir kv-2 \
-//!    --peer 127.0.0.1:5001
+//! kv --id 1 --raft-addr 127.0.0.1:5001 --http-addr 127.0.0.1:8001 \
+//!    --peer 127.0.0.1:5001 --peer 127.0.0.1:5002 --peer 127.0.0.1:5003
+//! kv --id 2 --raft-addr 127.0.0.1:5002 --http-addr 127.0.0.1:8002 \
+//!    --peer 127.0.0.1:5001 --peer 127.0.0.1:5002 --peer 127.0.0.1:5003
+//! kv --id 3 --raft-addr 127.0.0.1:5003 --http-addr 127.0.0.1:8003 \
+//!    --peer 127.0.0.1:5001 --peer 127.0.0.1:5002 --peer 127.0.0.1:5003
 //! kv load README.md --node 127.0.0.1:8001
 //! kv verify README.md --node 127.0.0.1:8002
 //! ```

@@ -43,7 +43,7 @@ pub(crate) fn places(n: u64, dir: &Path) -> Result<Vec<Place>, Failure> {
     }
     let all: Vec<_> = places.iter().map(|p| p.raft.clone()).collect();
     for place in &mut places {
-        place.peers = all.iter().filter(|addr| **addr != place.raft).cloned().collect();
+        place.peers.clone_from(&all);
     }
     Ok(places)
 }
@@ -65,20 +65,17 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts the node of a place; `found` only the very first time, on one node.
+    /// Starts the node of a place: the same command line at every start.
     ///
     /// # Errors
     /// When the process cannot be started.
-    pub(crate) fn start(place: &Place, found: bool) -> Result<Self, Failure> {
+    pub(crate) fn start(place: &Place) -> Result<Self, Failure> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("node").args(["--id", &place.id.to_string()]);
         command.args(["--raft-addr", &place.raft, "--http-addr", &place.http]);
         command.arg("--data-dir").arg(&place.dir);
         for peer in &place.peers {
             command.args(["--peer", peer]);
-        }
-        if found {
-            command.arg("--found");
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log_file(place)?);
         Ok(Self { place: place.clone(), child: command.spawn()? })

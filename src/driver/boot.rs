@@ -5,7 +5,8 @@
 //!   each start;
 //! - a directory belongs to one node id for ever, and to one cluster once it has one;
 //! - founding writes the founding snapshot before the identity that names the cluster: what was
-//!   interrupted in between has acknowledged nothing.
+//!   interrupted in between has acknowledged nothing;
+//! - a record that was agreed to, but is not in force, has index 0: it is no membership.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -18,14 +19,12 @@ use crate::node::Boot;
 use crate::offline;
 use crate::snapshot::dir::SnapshotDir;
 use crate::types::{
-    ClusterId, ConfState, HardState, Identity, Incarnation, Index, Member, Membership, NodeId,
-    Position, RaftId, SnapshotMeta,
+    ClusterId, HardState, Identity, Incarnation, Index, Membership, NodeId, Position, RaftId,
+    SnapshotMeta,
 };
 
-/// The raft id of a founder that is alone.
-const FOUNDER: RaftId = 1;
 /// Where a cluster begins: before its first entry.
-const FOUNDING: Position = Position { index: 1, term: 1 };
+pub(crate) const FOUNDING: Position = Position { index: 1, term: 1 };
 
 /// Where a node keeps what it must not forget.
 #[derive(Debug)]
@@ -91,22 +90,39 @@ impl Opened {
         Ok(())
     }
 
-    /// Makes this directory the first member of a new cluster.
+    /// Makes this directory a founding member of the cluster of this record, from its first index
+    /// on.
     ///
     /// # Errors
-    /// Those of the log.
-    pub(crate) fn found(&mut self, addr: String) -> Result<()> {
-        let membership = match self.interrupted_founding()? {
-            Some(membership) => membership,
-            None => self.write_founding(addr)?,
+    /// Those of the log; `DataDir` when the record does not name this directory.
+    pub(crate) fn found(&mut self, record: &Membership) -> Result<()> {
+        let incarnation = self.identity.incarnation;
+        let own = record.members.iter().find(|m| m.incarnation == incarnation);
+        let Some(raft_id) = own.map(|m| m.raft_id) else {
+            return Err(refuse(
+                &self.storage,
+                "the founding record does not name it: it was copied from another node; empty it",
+            ));
         };
-        self.belong(membership.cluster_id, FOUNDER)
+        if self.membership()?.as_ref() != Some(record) {
+            let hard_state = HardState { term: FOUNDING.term, vote: 0, commit: FOUNDING.index };
+            self.storage.log.append(&[LogBatch {
+                reset: Some(FOUNDING),
+                hard_state: Some(hard_state),
+                membership: Some(record.encode()),
+                ..LogBatch::default()
+            }])?;
+            self.recovered.compacted = FOUNDING;
+            self.recovered.hard_state = hard_state;
+            self.recovered.membership = Some(record.encode());
+        }
+        self.belong(record.cluster_id, raft_id)
     }
 
-    /// The membership of a founding that was interrupted before its identity was written.
+    /// The record of a founding that was interrupted before the identity was written.
     ///
     /// # Errors
-    /// `DataDir` when the record does not decode.
+    /// `DataDir` when it does not decode.
     pub(crate) fn interrupted_founding(&self) -> Result<Option<Membership>> {
         if self.identity.cluster.is_some() {
             return Ok(None);
@@ -114,32 +130,30 @@ impl Opened {
         self.membership()
     }
 
-    fn write_founding(&mut self, addr: String) -> Result<Membership> {
-        let membership = Membership {
-            cluster_id: ClusterId::random().map_err(random_failed)?,
-            index: FOUNDING.index,
-            conf_state: ConfState { voters: vec![FOUNDER], ..ConfState::default() },
-            members: vec![Member {
-                node_id: self.identity.node_id,
-                raft_id: FOUNDER,
-                incarnation: self.identity.incarnation,
-                addr,
-                metadata: Bytes::new(),
-            }],
-            next_raft_id: FOUNDER + 1,
+    /// The record of a cluster that this directory has agreed to found with others, and that is
+    /// not in force here.
+    ///
+    /// # Errors
+    /// `DataDir` when it does not decode.
+    pub(crate) fn agreed(&self) -> Result<Option<Membership>> {
+        let agreed = self.record()?.filter(|m| m.index < FOUNDING.index);
+        Ok(agreed.map(|m| Membership { index: FOUNDING.index, ..m }))
+    }
+
+    /// Agrees to a record, durably, or to none.
+    ///
+    /// # Errors
+    /// Those of the log.
+    pub(crate) fn agree(&mut self, record: Option<&Membership>) -> Result<()> {
+        let bytes = match record {
+            Some(record) => Membership { index: 0, ..record.clone() }.encode(),
+            None => Bytes::new(),
         };
-        let hard_state = HardState { term: FOUNDING.term, vote: 0, commit: FOUNDING.index };
-        let record = membership.encode();
-        self.storage.log.append(&[LogBatch {
-            reset: Some(FOUNDING),
-            hard_state: Some(hard_state),
-            membership: Some(record.clone()),
-            ..LogBatch::default()
-        }])?;
-        self.recovered.compacted = FOUNDING;
-        self.recovered.hard_state = hard_state;
-        self.recovered.membership = Some(record);
-        Ok(membership)
+        let membership = Some(bytes);
+        let batch = LogBatch { membership: membership.clone(), ..LogBatch::default() };
+        self.storage.log.append(&[batch])?;
+        self.recovered.membership = membership;
+        Ok(())
     }
 
     /// Makes it durable that this directory belongs to a cluster, under this raft id.
@@ -157,7 +171,12 @@ impl Opened {
     /// # Errors
     /// `DataDir` when the record does not decode.
     pub(crate) fn membership(&self) -> Result<Option<Membership>> {
-        let Some(record) = self.recovered.membership.clone() else { return Ok(None) };
+        Ok(self.record()?.filter(|m| m.index >= FOUNDING.index))
+    }
+
+    fn record(&self) -> Result<Option<Membership>> {
+        let record = self.recovered.membership.clone().filter(|bytes| !bytes.is_empty());
+        let Some(record) = record else { return Ok(None) };
         match Membership::decode(record) {
             Ok(membership) => Ok(Some(membership)),
             Err(reason) => Err(refuse(
@@ -213,6 +232,16 @@ impl Opened {
     }
 }
 
+/// Runs work that waits for the disk away from the runtime's own threads.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(e) => Err(Error::Internal { part: "start", reason: e.to_string() }),
+    }
+}
+
 fn holds_data(recovered: &Recovered) -> bool {
     !recovered.entries.is_empty()
         || recovered.membership.is_some()
@@ -243,9 +272,47 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::driver::founding::decide::record;
     use crate::log::SnapshotRecord;
     use crate::log::memory::MemoryLog;
     use crate::snapshot::fake_disk::FakeDisk;
+
+    /// What was agreed to is remembered, is no membership, and gives way to what is founded.
+    #[test]
+    fn an_agreement_is_durable_and_is_no_membership() {
+        let log = MemoryLog::new();
+        let opened = || {
+            let storage = Storage {
+                log: Box::new(log.clone()),
+                snapshots: SnapshotDir::open(Arc::new(FakeDisk::default()), "/snap").unwrap(),
+                dir: PathBuf::from("/data"),
+            };
+            Opened::open(storage, 2).unwrap()
+        };
+        let mut first = opened();
+        let others = [(1, Incarnation::from_u128(7), "a:1")];
+        let own = (2, first.identity.incarnation, "b:1");
+        let founding = record(ClusterId::from_u128(9), others.into_iter().chain([own]));
+        first.agree(Some(&founding)).unwrap();
+        let mut again = opened();
+        assert_eq!(again.agreed().unwrap().as_ref(), Some(&founding));
+        assert_eq!(again.membership().unwrap(), None);
+        assert_eq!(again.interrupted_founding().unwrap(), None);
+        again.agree(None).unwrap();
+        let mut again = opened();
+        assert_eq!(again.agreed().unwrap(), None);
+        again.agree(Some(&founding)).unwrap();
+        again.found(&founding).unwrap();
+        let again = opened();
+        assert_eq!(again.identity.cluster, Some((founding.cluster_id, 2)));
+        assert_eq!(again.membership().unwrap().as_ref(), Some(&founding));
+        assert_eq!(again.agreed().unwrap(), None);
+
+        let mut stranger = record(ClusterId::from_u128(9), others.into_iter());
+        stranger.members[0].node_id = 2;
+        let error = opened().found(&stranger).unwrap_err().to_string();
+        assert!(error.contains("does not name it"), "{error}");
+    }
 
     /// A snapshot that the log relies on is not there, or is damaged: no start passes over that,
     /// and the error says what to do.
@@ -263,8 +330,9 @@ mod tests {
             Opened::open(storage, 1).unwrap()
         };
         let mut first = opened();
-        first.found("a:1".to_owned()).unwrap();
-        let membership = first.membership().unwrap().unwrap();
+        let own = (1, first.identity.incarnation, "a:1");
+        let membership = record(ClusterId::from_u128(9), [own].into_iter());
+        first.found(&membership).unwrap();
         let mut writer = snapshots.create(FOUNDING, membership).unwrap();
         writer.write(b"state").unwrap();
         writer.finish().unwrap();

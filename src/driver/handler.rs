@@ -3,7 +3,8 @@
 //! It runs in transport tasks, concurrently, and never touches the node: everything becomes an
 //! event in the inbox. Invariants:
 //! - nothing of a peer is read before its hello fits: version, cluster, receiver, sender, boot;
-//! - a request of another cluster is refused; without a cluster only `Info` and `Join` pass;
+//! - a request of another cluster is refused; without a cluster only `Info`, `Found` and `Join`
+//!   pass;
 //! - every request takes a permit, so that peers cannot fill the inbox either;
 //! - a request that reached a node that does not lead is refused with a hint, never passed on: a
 //!   circle of nodes that each believe another one leads cannot form.
@@ -122,7 +123,16 @@ impl PeerHandler {
             leader_id,
             leader_addr,
             membership: view.membership.as_ref().map(crate::types::Membership::to_pb),
+            ..pb::InfoAnswer::default()
         }))
+    }
+
+    /// While this node founds together with others, whoever sees to that answers.
+    async fn found(&self, found: pb::Found) -> pb::Response {
+        match self.shared.desk.ask(found).await {
+            Some(info) => respond(Answer::Info(info)),
+            None => self.info(),
+        }
     }
 
     /// Posts a request of a peer and waits for its answer.
@@ -200,7 +210,7 @@ impl PeerHandler {
     /// Whether a request may be taken at all, by the cluster that it names.
     fn check_request(&self, request: &pb::Request, view: &View) -> Result<()> {
         let stranger = request.cluster_id.is_empty();
-        let open = matches!(request.kind, Some(Kind::Info(_) | Kind::Join(_)));
+        let open = matches!(request.kind, Some(Kind::Info(_) | Kind::Join(_) | Kind::Found(_)));
         if stranger && open {
             return Ok(());
         }
@@ -208,7 +218,9 @@ impl PeerHandler {
             return Err(Error::NoLeader);
         };
         if ClusterId::from_slice(&request.cluster_id) != Some(ours) {
-            return Err(Error::WrongCluster(format!("this node belongs to cluster {ours}")));
+            return Err(Error::WrongCluster(format!(
+                "this node belongs to cluster {ours}; correct the address, or the data directory"
+            )));
         }
         Ok(())
     }
@@ -272,11 +284,12 @@ impl Handler for PeerHandler {
             let e = Error::Membership("a request of an unknown kind".to_owned());
             return wire::refused(&e, None);
         };
-        if !matches!(kind, Kind::Info(_)) && !self.shared.leads() {
+        if !matches!(kind, Kind::Info(_) | Kind::Found(_)) && !self.shared.leads() {
             return wire::refused(&Error::NotLeader { leader: self.hint() }, None);
         }
         let answer = match kind {
             Kind::Info(_) => return self.info(),
+            Kind::Found(found) => return self.found(*found).await,
             Kind::Join(join) => self.join(join).await,
             Kind::Propose(propose) => Ok(self.propose(propose).await),
             Kind::Change(change) => self.change(change).await,
@@ -289,7 +302,7 @@ impl Handler for PeerHandler {
     }
 }
 
-fn check_addr(addr: &str) -> Result<()> {
+pub(super) fn check_addr(addr: &str) -> Result<()> {
     let fits = addr.len() <= MAX_ADDR && addr.rsplit_once(':').is_some_and(|(h, _)| !h.is_empty());
     if fits { Ok(()) } else { Err(Error::Membership(format!("{addr:?} is no host:port address"))) }
 }
@@ -353,7 +366,8 @@ fn check_sender(
     };
     if member.node_id != hello.from_node || member.incarnation != incarnation {
         return Err(Refusal::Sender(format!(
-            "raft id {} is node {} with incarnation {} here",
+            "raft id {} is node {} with incarnation {} here: its data directory is another one's. \
+             Let it join with an empty directory",
             hello.from, member.node_id, member.incarnation
         )));
     }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use bytes::Bytes;
 use slog::{info, warn};
 use tokio::time::{Instant, sleep};
@@ -25,7 +25,10 @@ const MAX_HOPS: usize = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How long one node is waited for when many are asked.
-const INFO_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const INFO_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Shortest election timeouts after which a refusal of a cluster is final.
+const SETTLED: u32 = 4;
 
 /// What a cluster gave to a new member.
 #[derive(Debug)]
@@ -35,16 +38,29 @@ pub(crate) struct Joined {
     pub(crate) membership: Membership,
 }
 
-/// Whether a cluster exists behind any of these addresses; which, if so.
-pub(crate) async fn find_cluster(
-    caller: &Caller,
-    addrs: &[String],
-    timeout: Duration,
-) -> Option<(String, ClusterId)> {
+/// What addresses answered that were asked for a cluster.
+#[derive(Debug, Default)]
+pub(crate) struct Look {
+    /// The first that belongs to one, and to which.
+    pub(crate) cluster: Option<(String, ClusterId)>,
+    /// Those that answered, and belong to none yet.
+    pub(crate) empty: Vec<String>,
+    /// Those that did not answer.
+    pub(crate) silent: Vec<String>,
+}
+
+/// Whether a cluster exists behind any of these addresses.
+pub(crate) async fn find_cluster(caller: &Caller, addrs: &[String], timeout: Duration) -> Look {
     let answers = caller.infos(addrs, timeout.min(INFO_TIMEOUT)).await;
-    answers
-        .into_iter()
-        .find_map(|(addr, info)| Some((addr, ClusterId::from_slice(&info.cluster_id)?)))
+    let silent = addrs.iter().filter(|addr| !answers.iter().any(|(a, _)| a == *addr));
+    let mut look = Look { silent: silent.cloned().collect(), ..Look::default() };
+    for (addr, info) in answers {
+        match ClusterId::from_slice(&info.cluster_id) {
+            Some(cluster) => look.cluster = look.cluster.or(Some((addr, cluster))),
+            None => look.empty.push(addr),
+        }
+    }
+    look
 }
 
 /// The leader of the cluster behind these addresses, or any member of it when it names no leader
@@ -86,7 +102,7 @@ pub(crate) async fn find_membership(
     addrs: &[String],
     cluster: ClusterId,
 ) -> Membership {
-    let mut pause = pauses();
+    let mut pauses = Pauses::default();
     loop {
         let answers = caller.infos(addrs, INFO_TIMEOUT).await;
         let memberships =
@@ -95,18 +111,29 @@ pub(crate) async fn find_membership(
         if let Some(membership) = newest {
             return membership;
         }
-        sleep(pause.next().unwrap_or(LONGEST_PAUSE)).await;
+        sleep(pauses.next()).await;
     }
 }
 
 /// Ever longer pauses, without an end.
-fn pauses() -> impl Iterator<Item = Duration> + Send {
-    ExponentialBuilder::default()
-        .with_min_delay(FIRST_PAUSE)
-        .with_max_delay(LONGEST_PAUSE)
-        .with_jitter()
-        .without_max_times()
-        .build()
+#[derive(Debug)]
+pub(super) struct Pauses(ExponentialBackoff);
+
+impl Default for Pauses {
+    fn default() -> Self {
+        let builder = ExponentialBuilder::default()
+            .with_min_delay(FIRST_PAUSE)
+            .with_max_delay(LONGEST_PAUSE)
+            .with_jitter()
+            .without_max_times();
+        Self(builder.build())
+    }
+}
+
+impl Pauses {
+    pub(super) fn next(&mut self) -> Duration {
+        self.0.next().unwrap_or(LONGEST_PAUSE)
+    }
 }
 
 enum Attempt {
@@ -120,7 +147,9 @@ enum Attempt {
 /// Asks these addresses, and the leaders that they name, until one lets this node in.
 ///
 /// # Errors
-/// A refusal that will not change by itself.
+/// A refusal that will not change by itself: that of a cluster which still stands after a few
+/// election timeouts. Until then it may speak of what this directory stands in for: a node that
+/// was wiped and started again at once has been heard a moment ago.
 pub(crate) async fn join(
     shared: &Arc<Shared>,
     caller: &Caller,
@@ -133,12 +162,23 @@ pub(crate) async fn join(
         incarnation: Bytes::copy_from_slice(&identity.incarnation.to_bytes()),
         addr: addr.to_owned(),
     });
-    let mut pause = pauses();
+    let mut pauses = Pauses::default();
+    let mut refused_since: Option<Instant> = None;
     loop {
         for first in known {
             let mut target = first.clone();
             for _ in 0..MAX_HOPS {
-                match attempt(shared, caller, &target, request.clone()).await? {
+                let attempt = match attempt(shared, caller, &target, request.clone()).await {
+                    Err(e @ Error::Membership(_)) => {
+                        let since = *refused_since.get_or_insert_with(Instant::now);
+                        if since.elapsed() >= shared.config.election_timeout() * SETTLED {
+                            return Err(e);
+                        }
+                        Attempt::Later(e.to_string())
+                    }
+                    attempt => attempt?,
+                };
+                match attempt {
                     Attempt::Joined(joined) => {
                         info!(shared.logger, "joined the cluster"; "through" => target,
                             "cluster" => %joined.cluster_id, "raft_id" => joined.raft_id);
@@ -154,7 +194,7 @@ pub(crate) async fn join(
                 }
             }
         }
-        sleep(pause.next().unwrap_or(LONGEST_PAUSE)).await;
+        sleep(pauses.next()).await;
     }
 }
 

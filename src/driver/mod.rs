@@ -23,6 +23,7 @@ pub(crate) mod capture;
 mod event_loop;
 pub(crate) mod fatal;
 mod forwarder;
+pub(crate) mod founding;
 pub(crate) mod handler;
 pub(crate) mod hints;
 pub(crate) mod host;

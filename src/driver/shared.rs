@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::caller::Caller;
 use super::fatal::FatalSink;
+use super::founding::desk::Desk;
 use super::hints::Hints;
 use super::inbox::{Inbox, Stop};
 use crate::config::Config;
@@ -95,6 +96,8 @@ pub(crate) struct Shared {
     pub(crate) fatal: FatalSink,
     pub(crate) check: Check,
     pub(crate) status: watch::Sender<Status>,
+    /// Where peers ask while this node founds together with others.
+    pub(crate) desk: Desk,
     phase: watch::Sender<Phase>,
     view: RwLock<Arc<View>>,
     /// Calls of `leave` whose removal is under way, or may still happen.
@@ -115,6 +118,7 @@ impl Shared {
             fatal: FatalSink::default(),
             check,
             status: watch::Sender::new(Status::default()),
+            desk: Desk::default(),
             phase: watch::Sender::new(Phase::Idle),
             view: RwLock::default(),
             leaving: AtomicUsize::new(0),

@@ -117,7 +117,10 @@ pub enum Refusal {
         theirs: String,
     },
     /// It wanted to speak to another node or incarnation.
-    #[error("another node is at this address: {0}")]
+    #[error(
+        "another node is at this address: {0}; correct the address, or, if it has lost its disk, \
+         let it join again"
+    )]
     Receiver(String),
     /// The sender was a member once and is none now.
     #[error("node {0} was removed from the cluster")]

@@ -3,6 +3,7 @@
 
 mod basics;
 mod ends;
+mod founding;
 mod grpc;
 mod load;
 mod membership;

@@ -161,6 +161,45 @@ fn a_fitting_hello_is_answered_with_our_own() {
     judge(&view(), &newcomer).unwrap();
 }
 
+/// A node of another cluster at a reused address, a lost disk at a known one, an older copy: what
+/// people are told says what to do.
+#[tokio::test]
+async fn whoever_is_turned_away_is_told_the_remedy() {
+    let handler = handler(crate::config::Config::default());
+    let told = |hello: pb::Hello| handler.admit(&hello).unwrap_err().to_string();
+    let other = Bytes::copy_from_slice(&ClusterId::from_u128(8).to_bytes());
+    let text = told(pb::Hello { cluster_id: other.clone(), ..hello() });
+    assert!(text.contains("correct the address or the data directory"), "{text}");
+    let nonce = Bytes::copy_from_slice(&Incarnation::from_u128(7).to_bytes());
+    let text = told(pb::Hello { to_incarnation: nonce.clone(), ..hello() });
+    assert!(text.contains("another node is at this address: node 1"), "{text}");
+    assert!(text.contains("correct the address, or, if it has lost its disk"), "{text}");
+    let text = told(pb::Hello { from_incarnation: nonce, ..hello() });
+    assert!(text.contains("raft id 2 is node 2"), "{text}");
+    assert!(text.contains("join with an empty directory"), "{text}");
+    handler.admit(&pb::Hello { from_boot: 5, ..hello() }).unwrap();
+    let text = told(pb::Hello { from_boot: 4, ..hello() });
+    assert!(text.contains("an older copy was restored"), "{text}");
+    assert!(text.contains("join with an empty directory"), "{text}");
+
+    let asked = pb::Request { cluster_id: other, kind: Some(Kind::Info(pb::Info {})) };
+    let Some(Answer::Refused(refused)) = handler.call(asked).await.kind else { panic!() };
+    let text = wire::error(&refused, 0, 0).to_string();
+    assert!(text.contains("this node belongs to cluster"), "{text}");
+    assert!(text.contains("correct the address"), "{text}");
+}
+
+/// Who belongs to a cluster says so to one that would found another.
+#[tokio::test]
+async fn whoever_would_found_is_told_of_the_cluster() {
+    let handler = handler(crate::config::Config::default());
+    let kind = Some(Kind::Found(Box::default()));
+    let asked = pb::Request { cluster_id: Bytes::new(), kind };
+    let Some(Answer::Info(info)) = handler.call(asked).await.kind else { panic!("no info") };
+    assert_eq!((info.cluster_id.len(), info.founder), (16, None));
+    assert_eq!(info.membership.unwrap().members.len(), 2);
+}
+
 #[test]
 fn each_field_that_does_not_fit_is_refused_by_its_name() {
     type Case = (fn(&mut pb::Hello), fn(&Refusal) -> bool);
