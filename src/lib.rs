@@ -14,6 +14,7 @@ mod driver;
 pub mod log;
 mod mailbox;
 mod node;
+pub mod offline;
 mod raft;
 mod snapshot;
 #[cfg(any(test, feature = "testing"))]

@@ -25,6 +25,7 @@ use crate::log::LogStorage;
 use crate::log::memory::MemoryLog;
 use crate::log::wal::{Wal, WalOptions};
 use crate::mailbox::Mailbox;
+use crate::offline;
 use crate::pb::raft_server::RaftServer;
 use crate::snapshot::dir::SnapshotDir;
 use crate::store::Store;
@@ -34,7 +35,7 @@ use crate::types::{ClusterId, Membership, NodeId};
 use crate::vfs::{MemVfs, RealVfs, Vfs};
 
 /// Where snapshots are kept, inside the data directory.
-const SNAPSHOTS: &str = "snapshots";
+const SNAPSHOTS: &str = SnapshotDir::NAME;
 
 /// A node that is about to start: [`Raft::lead`] or [`Raft::join`] runs it.
 pub struct Raft<S: Store> {
@@ -438,8 +439,12 @@ fn open(
         (None, Durability::Volatile) => (Box::new(MemoryLog::new()), Arc::new(MemVfs::default())),
         (None, Durability::Fsync) => durable(&dir, config)?,
     };
-    let snapshots = SnapshotDir::open(vfs, dir.join(SNAPSHOTS))?;
-    Opened::open(Storage { log, snapshots, dir }, id)
+    let snapshots = SnapshotDir::open(vfs.clone(), dir.join(SNAPSHOTS))?;
+    let opened = Opened::open(Storage { log, snapshots, dir: dir.clone() }, id)?;
+    let membership = opened.membership()?;
+    let moved = offline::live_addresses(&*vfs, &dir, membership.as_ref())?;
+    shared.assume(membership.as_ref(), moved);
+    Ok(opened)
 }
 
 fn durable(dir: &Path, config: &Config) -> Result<(Box<dyn LogStorage>, Arc<dyn Vfs>)> {

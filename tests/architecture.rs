@@ -18,7 +18,7 @@ const LAYERS: &[&[&str]] = &[
     &["store", "log", "snapshot"],
     &["transport"],
     &["log::memory", "log::wal", "snapshot::dir", "transport::memory"],
-    &["node"],
+    &["node", "offline"],
     &["driver", "transport::grpc"],
     &["mailbox"],
     &["raft"],
@@ -29,6 +29,7 @@ const LAYERS: &[&[&str]] = &[
 const NEVER_KNOWS: &[(&str, &[&str])] = &[
     ("node", &["store", "vfs", "snapshot", "snapshot::dir", "log::memory", "log::wal"]),
     ("node", &["transport", "transport::memory"]),
+    ("offline", &["store", "transport", "transport::memory", "log::memory"]),
     ("driver", &["log::memory", "log::wal", "transport::memory"]),
     ("mailbox", &["log::memory", "log::wal", "transport::memory", "transport::grpc"]),
     ("transport::grpc", &["store", "log", "log::memory", "log::wal", "node"]),

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use crate::error::{Error, Result, StorageError};
 use crate::log::{LogBatch, LogStorage, Recovered};
 use crate::node::Boot;
+use crate::offline;
 use crate::snapshot::dir::SnapshotDir;
 use crate::types::{
     ClusterId, ConfState, HardState, Identity, Incarnation, Index, Member, Membership, NodeId,
@@ -73,8 +74,21 @@ impl Opened {
             ));
         }
         identity.boot += 1;
-        storage.log.identify(&identity)?;
-        Ok(Self { storage, recovered, identity })
+        let mut opened = Self { storage, recovered, identity };
+        opened.finish_recovery()?;
+        opened.storage.log.identify(&opened.identity)?;
+        Ok(opened)
+    }
+
+    /// A recovery that was interrupted before its identity was written is finished by the start:
+    /// the log decides which cluster it is.
+    fn finish_recovery(&mut self) -> Result<()> {
+        let membership = self.membership()?;
+        let found = offline::unfinished(&self.identity, membership.as_ref());
+        if let Some(place) = found.map_err(|reason| refuse(&self.storage, &reason))? {
+            self.identity.cluster = Some(place);
+        }
+        Ok(())
     }
 
     /// Makes this directory the first member of a new cluster.

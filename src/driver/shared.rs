@@ -18,10 +18,11 @@ use super::inbox::{Inbox, Stop};
 use crate::config::Config;
 use crate::error::{Error, Leader, Result};
 use crate::node::event::Event;
+use crate::offline::Moved;
 use crate::reply::{Admission, Reply, Waiter, reply};
 use crate::status::{Role, Status};
 use crate::transport::{Peer, Peers};
-use crate::types::{ClusterId, Identity, Membership, RaftId};
+use crate::types::{ClusterId, Identity, Member, Membership, RaftId};
 
 /// `Store::check` of the user's Store.
 pub(crate) type Check = fn(&[u8]) -> Result<()>;
@@ -129,6 +130,21 @@ impl Shared {
             view.identity = Some(identity);
             view.membership = membership;
         });
+    }
+
+    /// Where members are reached, by what a person noted while no node ran: until they say so
+    /// themselves, or the membership does.
+    pub(crate) fn assume(&self, membership: Option<&Membership>, moved: Vec<Moved>) {
+        for Moved { node_id, current, .. } in moved {
+            let Some(member) = membership.and_then(|m| m.by_node(node_id)) else { continue };
+            slog::info!(self.logger, "a member is reached where it was noted";
+                "node" => node_id, "recorded" => &member.addr, "addr" => &current);
+            let Member { raft_id, incarnation, .. } = *member;
+            let peer = Peer { raft_id, node_id, incarnation, addr: current };
+            self.update_view(|view| {
+                view.hints.heard(membership, peer);
+            });
+        }
     }
 
     /// Changes the view.

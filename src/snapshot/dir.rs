@@ -58,6 +58,20 @@ fn parse_name(name: &str) -> Option<Position> {
 }
 
 impl SnapshotDir {
+    /// Its name inside a data directory.
+    pub(crate) const NAME: &str = "snapshots";
+
+    /// The directory as it is: nothing is made or removed.
+    pub(crate) fn peek(vfs: Arc<dyn Vfs>, dir: impl Into<PathBuf>) -> Self {
+        let dir = dir.into();
+        Self { shared: Arc::new(Shared { vfs, dir, temps: AtomicU64::new(0) }) }
+    }
+
+    /// The file of the snapshot at this position.
+    pub(crate) fn path(&self, position: Position) -> PathBuf {
+        self.shared.dir.join(file_name(position))
+    }
+
     /// Opens the directory, makes it if needed, and removes what an earlier run left unfinished.
     ///
     /// # Errors
@@ -65,7 +79,7 @@ impl SnapshotDir {
     pub(crate) fn open(vfs: Arc<dyn Vfs>, dir: impl Into<PathBuf>) -> Result<Self, StorageError> {
         let dir = dir.into();
         vfs.create_dir_all(&dir).map_err(|e| io_error("create directory", &dir, e))?;
-        let opened = Self { shared: Arc::new(Shared { vfs, dir, temps: AtomicU64::new(0) }) };
+        let opened = Self::peek(vfs, dir);
         // NB: not synced: one that comes back after a crash is removed again.
         for name in opened.names()?.iter().filter(|n| n.ends_with(TEMP_SUFFIX)) {
             opened.shared.remove(&opened.shared.dir.join(name))?;
@@ -125,7 +139,7 @@ impl SnapshotDir {
     /// # Errors
     /// `Io` (also when there is none), `Corrupt`, `Foreign`.
     pub(crate) fn open_snapshot(&self, position: Position) -> Result<SnapshotReader, StorageError> {
-        let path = self.shared.dir.join(file_name(position));
+        let path = self.path(position);
         let file = self.shared.open(&path, OpenMode::Read, "open")?;
         let reader = SnapshotReader::new(file, path.clone())?;
         let found = reader.meta().position;
@@ -205,7 +219,10 @@ impl SnapshotDir {
     }
 
     /// Positions of the files, newest first.
-    fn positions(&self) -> Result<Vec<Position>, StorageError> {
+    ///
+    /// # Errors
+    /// `Io`, when the directory cannot be read.
+    pub(crate) fn positions(&self) -> Result<Vec<Position>, StorageError> {
         let mut positions: Vec<_> = self.names()?.iter().filter_map(|n| parse_name(n)).collect();
         positions.sort_by_key(|p| std::cmp::Reverse((p.index, p.term)));
         Ok(positions)

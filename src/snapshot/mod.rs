@@ -32,7 +32,6 @@ const PREFIX: usize = 20;
 const CRC: usize = 4;
 /// The largest head; the membership of thousands of members fits many times.
 const MAX_HEAD: usize = 16 << 20;
-#[cfg(test)]
 /// Bytes read at a time by [`SnapshotReader::verify`].
 const VERIFY_CHUNK: usize = 256 << 10;
 
@@ -147,7 +146,6 @@ impl SnapshotReader {
         Ok(Some(chunk.into()))
     }
 
-    #[cfg(test)]
     /// Checks the whole body, then starts again at its beginning.
     ///
     /// # Errors

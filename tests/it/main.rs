@@ -6,6 +6,7 @@ mod ends;
 mod grpc;
 mod load;
 mod membership;
+mod offline;
 mod parts;
 mod restart;
 mod support;

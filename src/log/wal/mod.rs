@@ -11,6 +11,7 @@
 //! - after an error of a write or a sync nothing is written any more (R5);
 //! - it never decides what to append, truncate or compact.
 
+pub(crate) mod examine;
 mod frame;
 mod identity;
 mod record;
@@ -26,9 +27,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use self::frame::Salt;
+pub use self::examine::SegmentFile;
 use self::identity::Stored;
-use self::recovery::Recovery;
 use self::writer::Writer;
 use super::{LogBatch, LogStorage, Recovered};
 use crate::error::StorageError;
@@ -141,45 +141,16 @@ impl Wal {
     fn recover(&self, stored: Stored) -> Result<(Writer, Recovered), StorageError> {
         // An identity that was renamed but not synced must not vanish after it was acted upon.
         self.vfs.sync_dir(&self.dir).map_err(io_error("sync directory", &self.dir))?;
-        let segments = identity::survey(&*self.vfs, &self.dir, true)?;
-        if stored.has_log && segments.is_empty() {
-            return Err(StorageError::Corrupt {
-                path: self.dir.clone(),
-                offset: 0,
-                reason: "the files of the log are missing".to_owned(),
-                remedy: REMEDY,
-            });
-        }
-        let next_slot = segments.last().map_or(1, |(slot, _)| slot.saturating_add(1));
-        let paths: Vec<PathBuf> = segments.into_iter().map(|(_, path)| path).collect();
-        let incarnation = stored.identity.incarnation;
-        let recovery = Recovery { vfs: &*self.vfs, incarnation, salt: Salt::of(incarnation) };
-        let mut found = recovery.run(&paths)?;
-        let entries = std::mem::take(&mut found.entries);
-        let (state, entries) =
-            recovery::complete(&found.state, entries, &found.pending, &self.dir)?;
-        // What is written next counts on from here, and must be read again.
-        if found.next_generation.max(found.next_write) > frame::MAX_NUMBER / 2 {
-            let reason = "it counts its segments or its writes to where no log has ever come";
-            return Err(recovery::corrupt(&self.dir, 0, reason));
-        }
-        let recovered = Recovered {
-            identity: Some(stored.identity),
-            hard_state: state.hard_state,
-            compacted: state.compacted,
-            entries,
-            membership: state.membership,
-            snapshot: state.snapshot,
-            dropped_tail: found.dropped_tail.take(),
-        };
+        let examine::Read { recovered, found, next_slot, has_files } =
+            examine::read(&*self.vfs, &self.dir, &stored)?;
         let writer = Writer::resume(
             self.vfs.clone(),
             &self.dir,
             self.options,
-            incarnation,
+            stored.identity.incarnation,
             next_slot,
             found,
-            !paths.is_empty(),
+            has_files,
         )?;
         Ok((writer, recovered))
     }

@@ -58,6 +58,8 @@ pub(super) struct Found {
     /// Where the newest segment ends, if it stays.
     pub(super) cut: Option<(PathBuf, u64)>,
     pub(super) dropped_tail: Option<String>,
+    /// Whether the last record is the seal of a clean shutdown.
+    pub(super) sealed: bool,
 }
 
 /// The newest segment that had begun, and its bytes.
@@ -265,6 +267,8 @@ impl Recovery<'_> {
             if scan.is_torn(&bytes) || rest.generation != 0 {
                 found.drop_tail(&scan.path, scan.end as u64);
             }
+            let end = scan.frames.last().map(|last| &last.record);
+            found.sealed = matches!(end, Some(Record::Seal { clean: true }));
             replay_newest(&mut replay, scan, bytes.len() as u64, &chain, &mut found)?;
         }
         found.next_generation = above;
