@@ -38,6 +38,7 @@ bugs! {
     OvertakeVote "overtake-vote" "R2" Sim(500), "a heartbeat response overtakes the write of a vote";
     NewTermAtOnce "new-term-at-once" "H6" Lean(500, "disk_us=30000 latency_us=100"), "messages of a term leave before the term is durable";
     CountUnsynced "count-unsynced" "R2" Sim(100), "a leader counts its own entries before they are durable";
+    CountReplaced "count-replaced" "H16" Lean(1000, "nodes=3 disk_us=30000 cut=3000 kill_leader=3000"), "what was written, and is about to be replaced and written again, counts as durable";
 
     // Terms and roles.
     LeadWithoutVote "lead-without-vote" "H1" Lean(1500, "remove_leader=4000 join=3000 spares=3"), "a leader that was removed goes on to lead";
@@ -46,6 +47,9 @@ bugs! {
     CommitBelowApplied "commit-below-applied" "H8" Lean(500, "durable_store=1 power=4000 disk_us=30000"), "a start takes the commit index of the log, however far the Store is";
     CommitAhead "commit-ahead" "H8" Sim(1000), "a commit index reaches the disk before the entries that it speaks of";
 
+    VoteForAnyLog "vote-for-any-log" "I4" Sim(500), "a vote is given whatever the candidate's log lacks";
+    CandidateWaits "candidate-waits" "I15" Lean(500, "nodes=3 cut=3000 kill_leader=3000"), "a candidate waits for its votes for ever";
+    StaleIsHostile "stale-is-hostile" "gate" Sim(100), "a message that comes late counts as an attack";
     TickAlways "tick-always" "R11" Lean(1500, "nodes=3 stall=3000 kill_leader=3000 snapshot_entries=4 trailing=0 cut=4000 disk_us=30000 join=3000 remove=4000 spares=3"), "a node campaigns while its disk holds up what it knows";
 
     // Reads.
@@ -54,6 +58,8 @@ bugs! {
     ReadUnconfirmed "read-unconfirmed" "R15" Lean(500, "nodes=3 cut=4000 reads=60"), "a leader answers reads without asking whether it still leads";
     ReadByLease "read-by-lease" "R15" Lean(500, "transfer=2000 pause=3000 cut=4000 skew=30"), "a leader answers reads by a lease";
     ReadTooEarly "read-too-early" "R15" Sim(500), "a read that is to see an index is served below it";
+    CountUncommitted "count-uncommitted" "R15" Sim(100), "what is in the log counts as given to the Store";
+    ReadAskedOnce "read-asked-once" "H4" Sim(500), "a read whose round was lost is not asked again";
     ReadOvertakes "read-overtakes" "R7" Sim(500), "a read overtakes the entries that wait for a membership record";
 
     // Outcomes.
@@ -65,12 +71,16 @@ bugs! {
     ProposeAbandoned "propose-abandoned" "R14" Sim(500), "a proposal is appended whose caller was told that it is not";
     RetryUnknown "retry-unknown" "R14" Sim(500), "a forwarded proposal of unknown outcome is sent again";
     UnknownMeansNever "unknown-means-never" "R14" Lean(500, "kill=4000 burst=4000"), "an unknown outcome becomes certain on the wire";
+    LoserUntold "loser-untold" "I14" Sim(500), "whoever waits for an entry that another one took the place of is told nothing";
+    StaleHint "stale-hint" "I15" Sim(100), "a node names the first leader that it heard of for ever";
+    RoleUntold "role-untold" "I15" Sim(100), "a node that comes to lead goes on refusing requests";
     AnswersSwapped "answers-swapped" "R14" Sim(500), "the answers of a packed entry go to its proposers in the wrong order";
     StoreErrorIgnored "store-error-ignored" "R3" Sim(500), "a Store that failed is given the next entries";
 
     // Membership.
     MembershipUnrecorded "membership-unrecorded" "R7" Sim(500), "a membership change is not written";
     TellStoreFirst "tell-store-first" "R7" Sim(500), "the Store hears of an index before its membership record is durable";
+    TellPeersFirst "tell-peers-first" "R7" Sim(500), "others are told of a membership before its record is durable";
     ChangeTwice "change-twice" "R7" Sim(500), "a start applies membership changes that its record holds already";
     RaftIdReused "raft-id-reused" "R17" Sim(500), "a joiner gets the raft id of a removed member";
 
@@ -81,6 +91,8 @@ bugs! {
     CompactUnrecorded "compact-unrecorded" "R10" Sim(100), "the log is compacted before the snapshot's record is durable";
     CompactToApplied "compact-to-applied" "R10" Sim(500), "the log is compacted beyond the snapshot";
     RestoreUnrecorded "restore-unrecorded" "R11" Sim(500), "a snapshot is restored before its record is durable";
+    InstallUncounted "install-uncounted" "I8" Sim(500), "what a snapshot brings does not count as given to the Store";
+    SnapshotDoubled "snapshot-doubled" "I5" Sim(500), "a snapshot's file holds its data twice";
     RestoreForgotten "restore-forgotten" "R11" Lean(500, "snapshot_entries=4 trailing=0 power=4000"), "a start forgets that a restore was interrupted";
     TransferUnreported "transfer-unreported" "H7" Sim(500), "the engine never hears how a snapshot's transfer ended";
     SnapshotWithoutReceiver "snapshot-without-receiver" "H13" Sim(500), "a snapshot is sent whose membership lacks its receiver";
@@ -101,6 +113,8 @@ bugs! {
     CutFirst "cut-first" "I10" CrashStates(100_000), "an old segment is cut before the new one is durable";
     GoOnAfterError "go-on-after-error" "R5" IoFaults, "the log goes on after an error";
     LaterIgnored "later-ignored" "I10" Flips, "damage before acknowledged writes is taken for an unsynced tail";
+    SealUnsynced "seal-unsynced" "I10" Lean(500, "shutdown=2000 segment_kib=64"), "the frame that seals a log is not synced";
+    ErrorReworded "error-reworded" "R5" Sim(500), "an error of the disk is passed on without its cause";
     CloseUnsealed "close-unsealed" "I10" Flips, "a clean shutdown does not seal the log";
 }
 

@@ -18,6 +18,7 @@ mod flips;
 mod io_faults;
 mod outcome;
 mod sim;
+mod survey;
 mod zoo;
 
 use std::process::ExitCode;
@@ -38,6 +39,9 @@ Examples:
     cargo bench --bench prove -- io-faults
   every deliberate defect, in a build of its own:
     RUSTFLAGS='--cfg raftline_zoo' cargo bench --bench prove --target-dir target/zoo -- zoo
+  which checks of the simulator they make fail, and which none of them does:
+    RUSTFLAGS='--cfg raftline_zoo' cargo bench --bench prove --target-dir target/zoo -- \
+      zoo --survey 100
 
 Each ends with status 0 when everything held, and with 1 and the command that runs what failed.";
 

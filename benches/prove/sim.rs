@@ -154,8 +154,8 @@ fn once(seed: u64, twice: bool) -> Result<sim::Report, Box<Failure>> {
                 "the same plan gave two runs: {:016x} and {:016x}",
                 report.stats.digest, again.stats.digest
             );
-            let (trace, digest) = (String::new(), again.stats.digest);
-            return Err(Box::new(Failure { plan, at: 0, reason, trace, hung: false, digest }));
+            let (place, trace, digest) = (String::new(), String::new(), again.stats.digest);
+            return Err(Box::new(Failure { plan, at: 0, reason, place, trace, hung: false, digest }));
         }
     }
     Ok(report)

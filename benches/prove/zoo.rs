@@ -12,6 +12,7 @@ use raftline::testing::sim::{self, Plan};
 use raftline::testing::zoo::{BUILT, ENTRIES, Entry, Layer};
 
 use crate::outcome::default_jobs;
+use crate::survey;
 
 const BUILD: &str =
     "RUSTFLAGS='--cfg raftline_zoo' cargo bench --bench prove --target-dir target/zoo -- zoo";
@@ -39,6 +40,10 @@ pub(crate) struct Args {
     /// The first seed of the simulator.
     #[arg(long, default_value_t = 0)]
     first: u64,
+    /// Runs this many seeds of every entry, whatever its layer, and tells which checks of the
+    /// simulator fail on which; and on which checks none fails.
+    #[arg(long)]
+    survey: Option<u64>,
     /// Prints the entries.
     #[arg(long)]
     list: bool,
@@ -67,7 +72,13 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         return ExitCode::FAILURE;
     }
     if let Some(name) = &args.child {
-        return child(name, args.first);
+        return match args.survey {
+            Some(seeds) => survey::child(name, args.first, seeds),
+            None => child(name, args.first),
+        };
+    }
+    if let Some(seeds) = args.survey {
+        return survey::run(args.first, seeds, args.jobs, &args.only);
     }
     match choose(args) {
         Ok(chosen) => all(args, &chosen),
@@ -241,12 +252,16 @@ fn first_line(report: Report) -> String {
 
 fn simulate(first: u64, seeds: u64, knobs: &str) -> (u64, String) {
     for seed in first..first + seeds {
-        // Later words of a plan's line win.
-        let plan = format!("{} {knobs}", Plan::draw(seed)).parse().unwrap();
-        if let Err(failure) = sim::run(&plan) {
+        if let Err(failure) = sim::run(&leaning(seed, knobs)) {
             let line = failure.reason.lines().next().unwrap_or("(no text)").to_owned();
             return (seed - first + 1, line);
         }
     }
     (seeds, String::new())
+}
+
+/// The plan of a seed, with some of its knobs turned.
+pub(crate) fn leaning(seed: u64, knobs: &str) -> Plan {
+    // Later words of a plan's line win.
+    format!("{} {knobs}", Plan::draw(seed)).parse().unwrap()
 }

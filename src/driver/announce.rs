@@ -61,9 +61,7 @@ async fn tell(
     let member =
         Member { node_id, raft_id: me, incarnation, addr: addr.to_owned(), metadata: Bytes::new() };
     let kind = Kind::Change(pb::Change { kind: Some(pb::change::Kind::Update(member.to_pb())) });
-    let members = view.membership.iter().flat_map(|m| &m.members).filter(|m| m.raft_id != me);
-    let known: Vec<String> =
-        members.map(|m| m.addr.clone()).chain(shared.config.peers.clone()).collect();
+    let known = others(view, me, &shared.config.peers);
     let answers = caller.infos(&known, shared.config.election_timeout()).await;
     let mut leaders = answers.into_iter().map(|(_, info)| info.leader_addr);
     let leader = leaders.find(|a| !a.is_empty()).ok_or(Error::NoLeader)?;
@@ -73,5 +71,41 @@ async fn tell(
         Ok(Some(Answer::Refused(refused))) => Err(super::wire::error(&refused, 0, 0)),
         Ok(_) => Err(Error::unknown("the leader's answer does not fit")),
         Err(e) => Err(Error::Unreachable { addr: leader, reason: e.to_string() }),
+    }
+}
+
+/// Where the other members are reached, and who else may know them.
+fn others(view: &View, me: RaftId, peers: &[String]) -> Vec<String> {
+    let members = view.membership.iter().flat_map(|m| &m.members).filter(|m| m.raft_id != me);
+    members.map(|m| view.hints.addr(m).to_owned()).chain(peers.to_vec()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::Peer;
+    use crate::types::{ClusterId, ConfState, Incarnation, Membership};
+
+    #[test]
+    fn members_that_moved_are_asked_where_they_say_that_they_are() {
+        let member = |n: u64| Member {
+            node_id: n,
+            raft_id: n,
+            incarnation: Incarnation::from_u128(u128::from(n)),
+            addr: format!("n{n}:1"),
+            metadata: Bytes::new(),
+        };
+        let membership = Membership {
+            cluster_id: ClusterId::from_u128(9),
+            index: 5,
+            conf_state: ConfState { voters: vec![1, 2, 3], ..ConfState::default() },
+            members: [1, 2, 3].map(member).into(),
+            next_raft_id: 4,
+        };
+        let Member { raft_id, node_id, incarnation, .. } = member(3);
+        let mut view = View { membership: Some(membership), ..View::default() };
+        let moved = Peer { raft_id, node_id, incarnation, addr: "n3:9".to_owned() };
+        view.hints.heard(view.membership.as_ref(), moved);
+        assert_eq!(others(&view, 1, &["seed:1".to_owned()]), ["n2:1", "n3:9", "seed:1"]);
     }
 }

@@ -12,6 +12,7 @@ use crate::error::StorageError;
 use crate::node::event::Event;
 use crate::snapshot::dir::SnapshotDir;
 use crate::types::{Membership, Position, SnapshotMeta};
+use crate::zoo::{self, Bug};
 
 #[derive(Debug)]
 pub(crate) struct Pending {
@@ -75,5 +76,8 @@ pub(crate) fn write_snapshot(
 ) -> Result<SnapshotMeta, StorageError> {
     let mut writer = dir.create(position, membership)?;
     writer.write(data)?;
+    if zoo::has(Bug::SnapshotDoubled) {
+        writer.write(data)?;
+    }
     writer.finish()
 }

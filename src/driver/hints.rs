@@ -13,6 +13,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::error::Leader;
 use crate::transport::Peer;
 use crate::types::{Member, Membership, RaftId};
 
@@ -57,6 +58,16 @@ impl Hints {
     /// Where a member is reached.
     pub(crate) fn addr<'a>(&'a self, member: &'a Member) -> &'a str {
         self.by_raft.get(&member.raft_id).map_or(&member.addr, |hint| &hint.addr)
+    }
+
+    /// A leader, where it is reached: it may have moved, and the membership lag behind.
+    pub(crate) fn reach(&self, membership: Option<&Membership>, leader: Leader) -> Leader {
+        let member = membership.and_then(|m| m.by_node(leader.id));
+        // Elsewhere by a newer membership: it may be another data directory.
+        match member.filter(|member| member.addr == leader.addr) {
+            Some(member) => Leader { addr: self.addr(member).to_owned(), ..leader },
+            None => leader,
+        }
     }
 
     /// The peers that the membership does not know.

@@ -15,6 +15,7 @@ use std::time::Duration;
 use slog::info;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::hints::Hints;
 use super::shared::{Phase, SMALL, Shared};
 use crate::error::{Error, Result};
 use crate::node::event::{Change, Event};
@@ -161,19 +162,21 @@ pub(crate) struct Knowing {
 pub(crate) struct Inquiry {
     me: RaftId,
     newest: Membership,
+    hints: Hints,
     asked: BTreeSet<String>,
     informed: BTreeSet<NodeId>,
 }
 
 impl Inquiry {
-    pub(crate) fn new(me: RaftId, membership: Membership) -> Self {
-        Self { me, newest: membership, asked: BTreeSet::new(), informed: BTreeSet::new() }
+    pub(crate) fn new(me: RaftId, newest: Membership, hints: Hints) -> Self {
+        Self { me, newest, hints, asked: BTreeSet::new(), informed: BTreeSet::new() }
     }
 
     /// Whom to ask next; nobody once all were asked.
     pub(crate) fn ask(&mut self) -> Vec<String> {
         let others = self.newest.members.iter().filter(|m| m.raft_id != self.me);
-        others.map(|m| m.addr.clone()).filter(|addr| self.asked.insert(addr.clone())).collect()
+        let addrs = others.map(|m| self.hints.addr(m).to_owned());
+        addrs.filter(|addr| self.asked.insert(addr.clone())).collect()
     }
 
     /// What a node tells of its membership.
@@ -198,7 +201,7 @@ async fn knowing(shared: &Arc<Shared>) -> Knowing {
     else {
         return Knowing::default();
     };
-    let mut inquiry = Inquiry::new(me, membership);
+    let mut inquiry = Inquiry::new(me, membership, view.hints.clone());
     loop {
         let addrs = inquiry.ask();
         if addrs.is_empty() {
@@ -239,6 +242,7 @@ mod tests {
     use crate::config::Config;
     use crate::driver::inbox::Classes;
     use crate::driver::shared::View;
+    use crate::transport::Peer;
     use crate::types::{ClusterId, ConfState, Incarnation};
     use bytes::Bytes;
 
@@ -301,6 +305,18 @@ mod tests {
         assert!(knowing(2, 2, 3).is_enough(true));
         assert!(!knowing(2, 1, 3).is_enough(true), "two voters without it are no majority");
         assert!(!knowing(0, 0, 1).is_enough(true), "the last voter needs this one's vote");
+    }
+
+    #[test]
+    fn members_that_moved_are_asked_where_they_say_that_they_are() {
+        let membership = member_of_two().view().membership.clone().unwrap();
+        let Member { raft_id, node_id, incarnation, .. } = membership.members[1].clone();
+        let peer = Peer { raft_id, node_id, incarnation, addr: "n2:9".to_owned() };
+        let mut hints = Hints::default();
+        assert!(hints.heard(Some(&membership), peer));
+        let mut inquiry = Inquiry::new(1, membership, hints);
+        assert_eq!(inquiry.ask(), ["n2:9"]);
+        assert!(inquiry.ask().is_empty(), "each is asked once");
     }
 
     #[test]

@@ -63,12 +63,7 @@ impl View {
 
     /// A leader, where it is reached: it may have moved, and the membership lag behind.
     pub(crate) fn reach(&self, leader: Leader) -> Leader {
-        let member = self.membership.as_ref().and_then(|m| m.by_node(leader.id));
-        // Elsewhere by a newer membership: it may be another data directory.
-        match member.filter(|member| member.addr == leader.addr) {
-            Some(member) => Leader { addr: self.hints.addr(member).to_owned(), ..leader },
-            None => leader,
-        }
+        self.hints.reach(self.membership.as_ref(), leader)
     }
 
     /// The peers as the transport wants them; None before there is a cluster.
@@ -162,11 +157,10 @@ impl Shared {
         change(Arc::make_mut(&mut view));
     }
 
-    /// The leader and its address, where both are known.
+    /// The leader and where it is reached, where both are known.
     pub(crate) fn leader(&self) -> Option<Leader> {
-        let status = self.status.borrow();
-        (status.leader_id != 0 && !status.leader_addr.is_empty())
-            .then(|| Leader { id: status.leader_id, addr: status.leader_addr.clone() })
+        let known = leader_of(&self.status.borrow());
+        known.map(|leader| self.view().reach(leader))
     }
 
     pub(crate) fn leads(&self) -> bool {
@@ -271,6 +265,12 @@ impl Shared {
         self.inbox.close();
         self.inbox.stop(Stop::Now);
     }
+}
+
+/// The leader that a status names, where the membership has it.
+pub(crate) fn leader_of(status: &Status) -> Option<Leader> {
+    (status.leader_id != 0 && !status.leader_addr.is_empty())
+        .then(|| Leader { id: status.leader_id, addr: status.leader_addr.clone() })
 }
 
 impl fmt::Debug for Shared {

@@ -5,6 +5,7 @@ use super::gate::{self, GateView, Severity};
 use crate::error::{Error, StorageError};
 use crate::log::cache;
 use crate::types::{Index, Message, Position, RaftId, SnapshotMeta, Term, eraftpb::MessageType};
+use crate::zoo::{self, Bug};
 
 /// Refused messages that are logged one by one; behind them only every hundredth is.
 const LOGGED_REFUSALS: u64 = 10;
@@ -99,6 +100,11 @@ impl Node {
             _ => {}
         }
         let told = Agreed::after(&message);
+        use MessageType as T;
+        let asks = matches!(message.inner.get_msg_type(), T::MsgRequestVote | T::MsgRequestPreVote);
+        if zoo::has(Bug::VoteForAnyLog) && asks {
+            (message.inner.index, message.inner.log_term) = (gate::MAX_INDEX, gate::MAX_INDEX);
+        }
         // An error means that the sender is no member as far as the engine knows: ignored.
         let _ = self.raw.step(message.inner);
         self.agree(told);
@@ -134,8 +140,8 @@ impl Node {
 
     fn refuse(&mut self, from: RaftId, message: &Message, reject: gate::Reject) {
         match reject.severity() {
-            Severity::Stale => {}
-            Severity::Hostile => {
+            Severity::Stale if !zoo::has(Bug::StaleIsHostile) => {}
+            Severity::Stale | Severity::Hostile => {
                 self.refused_messages += 1;
                 let n = self.refused_messages;
                 if n <= LOGGED_REFUSALS || n.is_multiple_of(100) {

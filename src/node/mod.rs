@@ -36,7 +36,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::log::LogBatch;
 use crate::log::cache::LogCache;
-use crate::status::Status;
+use crate::status::{Role, Status};
 use crate::types::{HardState, Identity, Index, Membership, RaftId, SnapshotMeta};
 use crate::zoo::{self, Bug};
 use effect::{Effect, Forward};
@@ -220,6 +220,10 @@ impl Node {
     /// check-quorum ends it. H6b: a sole voter must not campaign with unsynced entries. R11: nor
     /// anybody while a snapshot is not durable yet.
     fn may_tick(&self) -> bool {
+        let campaigns = matches!(self.role(), Role::PreCandidate | Role::Candidate);
+        if zoo::has(Bug::CandidateWaits) && campaigns {
+            return false;
+        }
         let sole = self.raw.raft.prs().is_singleton() && self.pipeline.holds_writes();
         let hold = self.stalled() || sole || self.pipeline.holds_install();
         self.is_leader() || !hold || zoo::has(Bug::TickAlways)

@@ -98,6 +98,9 @@ impl Proposals {
     /// The entry at (term, index) is being applied: its proposers, and everybody else at that
     /// index never happened.
     pub(super) fn decide(&mut self, term: Term, index: Index) -> Vec<Reply<Applied>> {
+        if zoo::has(Bug::LoserUntold) {
+            return self.waiting.remove(&(index, term)).unwrap_or_default();
+        }
         let mut replies = Vec::new();
         while let Some(slot) = self.waiting.first_entry().filter(|s| s.key().0 <= index) {
             let (key, waiting) = slot.remove_entry();

@@ -102,6 +102,9 @@ impl Reads {
 
     /// Rounds asked before this tick are asked again, with fresh contexts.
     pub(super) fn retry_asked_before(&mut self, tick: u64) {
+        if zoo::has(Bug::ReadAskedOnce) {
+            return;
+        }
         let (late, on_time) = self.rounds.drain(..).partition(|r: &Round| r.asked < tick);
         self.rounds = on_time;
         for round in late {

@@ -171,7 +171,8 @@ impl Node {
     fn engine_persisted(&mut self, ready: u64, installed: Index) {
         let before = self.raw.raft.raft_log.persisted.max(installed);
         self.raw.on_persist_ready(ready);
-        if let Some(first) = self.pipeline.first_unsynced() {
+        let first = self.pipeline.first_unsynced().filter(|_| !zoo::has(Bug::CountReplaced));
+        if let Some(first) = first {
             let log = &mut self.raw.raft.raft_log;
             log.persisted = log.persisted.min(before.max(first.saturating_sub(1)));
         }
@@ -224,7 +225,8 @@ impl Node {
                 items.push(Committed { index: entry.index, data, replies });
             }
         }
-        self.emitted = self.emitted.max(last);
+        let given = if zoo::has(Bug::CountUncommitted) { self.last_index() } else { last };
+        self.emitted = self.emitted.max(given);
         self.queue_apply(items);
         self.raw.advance_apply_to(last);
     }
@@ -264,7 +266,11 @@ impl Node {
         slog::info!(self.logger, "membership changed"; "index" => at.index,
             "voters" => ?nodes(&m.conf_state.voters), "learners" => ?nodes(&m.conf_state.learners));
         // Others are told of it once it is durable here: a removed node may end when they are.
-        self.fifo(Effect::SetPeers(m));
+        if zoo::has(Bug::TellPeersFirst) {
+            self.out.push(Effect::SetPeers(m));
+        } else {
+            self.fifo(Effect::SetPeers(m));
+        }
         self.status_changed = true;
     }
 
@@ -287,7 +293,9 @@ impl Node {
         self.fifo(Effect::Install { meta: meta.clone() });
         slog::info!(self.logger, "installing snapshot"; "index" => index, "bytes" => meta.size);
         self.installing = Some(index);
-        self.emitted = index;
+        if !zoo::has(Bug::InstallUncounted) {
+            self.emitted = index;
+        }
         self.store_floor = index;
         self.snapshots.resume(meta);
         self.proposals.covered(meta.position);

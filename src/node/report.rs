@@ -6,12 +6,20 @@ use super::Node;
 use super::effect::Effect;
 use crate::status::{MemberStatus, Replication, Role, Status};
 use crate::types::{MemberRole, NodeId, RaftId};
+use crate::zoo::{self, Bug};
 
 impl Node {
     /// Publishes the status if it differs from the last one.
     pub(super) fn publish(&mut self) {
         self.status_changed = false;
-        let status = self.status();
+        let mut status = self.status();
+        if zoo::has(Bug::StaleHint) && self.published.leader_id != 0 {
+            status.leader_id = self.published.leader_id;
+            status.leader_addr.clone_from(&self.published.leader_addr);
+        }
+        if zoo::has(Bug::RoleUntold) && status.role == Role::Leader {
+            status.role = self.published.role;
+        }
         if status != self.published {
             self.published = status.clone();
             self.out.push(Effect::Publish(Box::new(status)));

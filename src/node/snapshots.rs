@@ -37,18 +37,37 @@ pub(super) struct Snapshots {
     newest: Index,
     /// Its size: a large state waits until the log has grown by as much.
     newest_size: u64,
-    /// Peers that are being sent a snapshot, and its index.
-    transfers: BTreeMap<RaftId, Index>,
+    /// Peers that are being sent a snapshot, and which.
+    transfers: BTreeMap<RaftId, Sending>,
+    /// How many snapshots have been the newest: one that takes the place of another that was lost
+    /// may stand at the same position.
+    taken: u64,
+}
+
+/// A snapshot on its way to a peer.
+#[derive(Clone, Copy, Debug)]
+struct Sending {
+    index: Index,
+    /// `Snapshots::taken` when it left.
+    taken: u64,
 }
 
 impl Snapshots {
+    /// Another snapshot is the newest one.
     pub(super) fn resume(&mut self, meta: &SnapshotMeta) {
+        self.taken += 1;
         self.newest = meta.position.index;
         self.newest_size = meta.size;
     }
 
     pub(super) fn newest(&self) -> Index {
         self.newest
+    }
+
+    /// How many snapshots have been the newest.
+    #[cfg(test)]
+    pub(super) fn taken(&self) -> u64 {
+        self.taken
     }
 }
 
@@ -149,7 +168,7 @@ impl Node {
         }
         through = through.max(low);
         // Entries above a snapshot that is on its way are kept, up to a bound.
-        let sending = self.snapshots.transfers.values().copied().min().unwrap_or(through);
+        let sending = self.snapshots.transfers.values().map(|s| s.index).min().unwrap_or(through);
         if cache.bytes_between(sending, snapshot) <= self.limits.snapshot_bytes {
             through = through.min(sending);
         }
@@ -165,10 +184,11 @@ impl Node {
             self.raw.report_snapshot(to, SnapshotStatus::Failure);
             return;
         };
-        if self.snapshots.transfers.insert(to, index).is_some() {
+        if self.snapshots.transfers.contains_key(&to) {
             // The transfer that runs already will report for both.
             return;
         }
+        self.snapshots.transfers.insert(to, Sending { index, taken: self.snapshots.taken });
         slog::info!(self.logger, "sending snapshot"; "peer" => to, "index" => index);
         message.snapshot = Some(Box::new(meta));
         self.out.push(Effect::SendSnapshot { to, message });
@@ -178,23 +198,24 @@ impl Node {
         if zoo::has(Bug::TransferUnreported) {
             return;
         }
+        let Some(sent) = self.snapshots.transfers.remove(&to) else { return };
         let status = match how {
             Transferred::Arrived => SnapshotStatus::Finish,
             Transferred::Broken => SnapshotStatus::Failure,
             Transferred::Unreadable(position) => {
-                self.snapshot_unreadable(position);
+                self.snapshot_unreadable(position, sent);
                 SnapshotStatus::Failure
             }
         };
-        if self.snapshots.transfers.remove(&to).is_some() {
-            self.raw.report_snapshot(to, status);
-        }
+        self.raw.report_snapshot(to, status);
     }
 
     /// The file of a snapshot cannot be read. If it is the newest one, whoever needs a snapshot
-    /// waits for another: in a cluster without new writes none would ever be due.
-    fn snapshot_unreadable(&mut self, position: Position) {
-        let newest = self.cache().snapshot_meta().is_some_and(|m| m.position == position);
+    /// waits for another: in a cluster without new writes none would ever be due. A report that
+    /// comes late may be about one whose place was taken meanwhile, at the same position.
+    fn snapshot_unreadable(&mut self, position: Position, sent: Sending) {
+        let same = sent.taken == self.snapshots.taken;
+        let newest = same && self.cache().snapshot_meta().is_some_and(|m| m.position == position);
         if !newest || self.cache().snapshot_is_lost() {
             return;
         }

@@ -125,6 +125,34 @@ async fn requests_of_strangers_other_clusters_and_to_followers_are_refused() {
 }
 
 #[tokio::test]
+async fn a_refusal_names_the_leader_where_it_is_reached() {
+    let handler = handler(crate::config::Config::default());
+    let leads = |addr: &str| {
+        handler.shared.status.send_modify(|s| {
+            (s.leader_id, s.leader_addr) = (2, addr.to_owned());
+        });
+    };
+    let cluster_id = Bytes::copy_from_slice(&ClusterId::from_u128(9).to_bytes());
+    let named = async || {
+        let kind = Some(Kind::Change(pb::Change { kind: Some(pb::change::Kind::Remove(3)) }));
+        let request = pb::Request { cluster_id: cluster_id.clone(), kind };
+        let Some(Answer::Refused(refused)) = handler.call(request).await.kind else {
+            panic!("not refused")
+        };
+        let Answer::Info(info) = handler.info().kind.unwrap() else { panic!("no info") };
+        assert_eq!(info.leader_addr, refused.leader_addr);
+        refused.leader_addr
+    };
+    leads("n2:1");
+    assert_eq!(named().await, "n2:1");
+    handler.admit(&pb::Hello { from_addr: "n2:9".to_owned(), ..hello() }).unwrap();
+    assert_eq!(named().await, "n2:9");
+    // The node knows a newer membership already: it may be another data directory.
+    leads("n2:5");
+    assert_eq!(named().await, "n2:5");
+}
+
+#[tokio::test]
 async fn peers_take_permits_like_everybody() {
     use pb::refused::Code;
     let config = crate::config::Config {

@@ -43,7 +43,11 @@ const REMEDY: &str = "Nothing was changed. Restore the file if there is a good c
 
 fn io_error(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
     let path = path.to_path_buf();
-    move |source| StorageError::Io { op, path, source }
+    move |source| {
+        let lost = zoo::has(Bug::ErrorReworded);
+        let source = if lost { io::Error::other(source.to_string()) } else { source };
+        StorageError::Io { op, path, source }
+    }
 }
 
 /// Adds what to do to the errors that a user meets at the first start.

@@ -184,6 +184,52 @@ fn h8_a_hard_state_of_our_own_does_not_overtake_the_log() {
     c.start(2).expect("it starts from what is on its disk");
 }
 
+/// H7: a report that a snapshot cannot be read may come when another one has taken its place, at the
+/// same position: it says nothing about that one, which is whole.
+#[test]
+fn h7_a_late_report_condemns_no_later_snapshot() {
+    use crate::node::event::Transferred;
+    let mut c = cluster::Cluster::new(1);
+    (c.config.snapshot_entries, c.config.snapshot_trailing_entries) = (4, 0);
+    c.found(5, false);
+    let _ = c.node(1).raw.campaign();
+    c.drive(1);
+    c.stabilize();
+    let away = |n| (1..=5).flat_map(move |other| [(n, other), (other, n)]);
+    c.cut.extend([4, 5].into_iter().flat_map(away));
+    for command in ["a", "b", "c"] {
+        c.propose(1, command);
+        c.drive(1);
+        c.stabilize();
+    }
+    c.cut.clear();
+    // Both are back, and a snapshot is on its way to each.
+    let mut sent = Vec::new();
+    while sent.len() < 2 {
+        if c.net.is_empty() {
+            c.event(1, Event::Tick);
+        }
+        let Some(packet) = c.net.pop_front() else { continue };
+        let (from, to) = (packet.from, packet.to);
+        match &packet.load {
+            cluster::Load::Snapshot(message, file) => sent.push((message.to(), file.meta.position)),
+            _ => c.deliver(packet),
+        }
+        c.drive(from);
+        c.drive(to);
+    }
+    let captures = |c: &mut cluster::Cluster| c.node(1).snapshots.taken();
+    let before = captures(&mut c);
+    for (to, position) in sent {
+        c.event(1, Event::SnapshotSent { to, how: Transferred::Unreadable(position) });
+        assert_eq!(captures(&mut c), before + 1, "one takes its place, and stays");
+    }
+    c.tick_all(10);
+    assert_eq!(captures(&mut c), before + 1);
+    let reached = [1, 5].map(|id| c.node(id).emitted);
+    assert_eq!(reached[0], reached[1]);
+}
+
 fn append(from: u64, term: u64, (index, log_term): (u64, u64), entries: &[(u64, u64)]) -> Event {
     let mut m = eraftpb::Message::default();
     m.set_msg_type(eraftpb::MessageType::MsgAppend);

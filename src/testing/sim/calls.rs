@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use super::machine::Running;
 use super::marks::Mark;
+use super::refusals::{Refusals, Refused};
 use super::schedule::{MS, Time};
 use super::world::{What, World};
 use crate::driver::wire;
@@ -45,6 +47,8 @@ enum Remote {
 }
 
 enum Outcome {
+    /// It did not lead.
+    Refused(pb::Refused),
     Propose(Vec<pb::Outcome>),
     Change(Result<Changed>),
     Transfer(Result<()>),
@@ -64,6 +68,7 @@ struct Call {
 pub(super) struct Calls {
     open: BTreeMap<u64, Call>,
     count: u64,
+    pub(super) refusals: Refusals,
 }
 
 impl World {
@@ -82,10 +87,9 @@ impl World {
         self.calls.count += 1;
         let number = self.calls.count;
         // An address where nobody listens is as good as no connection: its own sees to that.
-        let view = self.at(id).running().and_then(|r| r.view.as_ref().zip(Some(&r.hints)));
-        let member = view.and_then(|(view, hints)| Some(hints.addr(view.by_node(leader.id)?)));
-        let addr = member.unwrap_or(&leader.addr).to_owned();
-        let there = self.listener(&addr);
+        let reached = |r: &mut Running| r.hints.reach(r.view.as_ref(), leader.clone());
+        let reached = self.at(id).running().map(reached);
+        let there = reached.and_then(|leader| self.listener(&leader.addr));
         let leader = there.unwrap_or(id);
         let home_epoch = self.at(id).epoch;
         let call =
@@ -113,7 +117,15 @@ impl World {
     }
 
     fn request_arrives(&mut self, at: NodeId, number: u64) {
+        let served = self.serves(at);
         let Some(call) = self.calls.open.get_mut(&number) else { return };
+        if let Err(Refused { leader }) = served {
+            let error = Error::NotLeader { leader };
+            call.outcome = Some(Outcome::Refused(wire::refuse(&error, None)));
+            let home = call.home;
+            self.calls.refusals.note(home);
+            return self.send_back(at, home, number);
+        }
         let mut events = Vec::new();
         call.remote = match &call.work {
             Work::Propose(proposals) => {
@@ -152,9 +164,13 @@ impl World {
             }
         }
         for (number, home) in done {
-            if self.send_call(id, home, Envelope::Answer(number)).is_err() {
-                self.call_is_lost(number, "the answer found no connection");
-            }
+            self.send_back(id, home, number);
+        }
+    }
+
+    fn send_back(&mut self, from: NodeId, home: NodeId, number: u64) {
+        if self.send_call(from, home, Envelope::Answer(number)).is_err() {
+            self.call_is_lost(number, "the answer found no connection");
         }
     }
 
@@ -162,6 +178,11 @@ impl World {
         let Some(call) = self.calls.open.remove(&number) else { return };
         let (home, epoch) = (call.home, call.home_epoch);
         let again = match (call.work, call.outcome) {
+            (work, Some(Outcome::Refused(refused))) => {
+                let error = wire::error(&refused, 0, 0);
+                assert!(wire::may_retry(&error), "R14: refused, and not for sure: {error}");
+                Some(work)
+            }
             (Work::Propose(proposals), Some(Outcome::Propose(outcomes))) => {
                 let mut again = Vec::new();
                 for (proposal, outcome) in proposals.into_iter().zip(outcomes) {

@@ -173,7 +173,8 @@ impl World {
     }
 
     fn ask_to_join(&mut self, id: NodeId) {
-        let Some(node) = self.any_up() else { return };
+        // It asks anybody, and follows hints.
+        let Some(node) = self.any_up().and_then(|first| self.led_to(first)) else { return };
         let (reply, waiter) = reply(None);
         let incarnation = self.at(id).incarnation();
         let addr = self.churn.addr(id);

@@ -223,6 +223,7 @@ impl World {
             view: None,
             hints: Hints::default(),
             removed: None,
+            status: crate::status::Status::default(),
             drain: None,
         })
     }

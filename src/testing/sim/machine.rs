@@ -16,6 +16,7 @@ use crate::node::Node;
 use crate::node::effect::Effect;
 use crate::node::event::Event;
 use crate::snapshot::dir::SnapshotDir;
+use crate::status::Status;
 use crate::store::Store;
 use crate::testing::vfs::FaultyVfs;
 use crate::types::{Incarnation, Index, Membership, Message, NodeId, Position, RaftId};
@@ -65,6 +66,8 @@ pub(super) struct Running {
     pub(super) hints: Hints,
     /// Since when it knows that it was removed.
     pub(super) removed: Option<Time>,
+    /// What it has told about itself last.
+    pub(super) status: Status,
     /// It was told to shut down.
     pub(super) drain: Option<Drain>,
 }

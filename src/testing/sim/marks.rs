@@ -92,6 +92,8 @@ marks! {
     SaysWhere "a peer says that it is elsewhere than its receiver knows, and is answered there";
     SealedReopened "a sealed log is opened again, and all of it is there";
     SilentLoss "something is lost, and its sender hears nothing";
+    Refused "a request reaches a node that does not lead, and is refused";
+    RefusedStale "a request is refused with the name of a leader that was deposed";
     LongWait "an operation is answered after more than ten seconds";
     CoveredWait "a snapshot covers an operation that waits, and ends its wait";
     InboxFull "a message is dropped because too many wait";

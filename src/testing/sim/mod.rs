@@ -93,6 +93,7 @@ mod net;
 mod oracle;
 mod phases;
 mod plan;
+mod refusals;
 mod report;
 mod schedule;
 mod stopping;
@@ -170,8 +171,9 @@ fn run_within(
     let ran = watched(patience, move |calls| run_here(&of_plan, subject, of_trace, calls));
     ran.unwrap_or_else(|hang| {
         let reason = format!("{}: {}", caller::who(hang.place.0), hang.text);
-        let (at, trace) = (trace.now(), trace.text());
-        Err(Box::new(Failure { plan: plan.clone(), at, reason, trace, hung: true, digest: 0 }))
+        let (at, trace, place) = (trace.now(), trace.text(), String::new());
+        let plan = plan.clone();
+        Err(Box::new(Failure { plan, at, reason, place, trace, hung: true, digest: 0 }))
     })
 }
 
@@ -197,7 +199,8 @@ fn run_here(
             let its_own = panicked.place.as_ref().is_some_and(|p| p.contains("src/testing/sim/"));
             let reason = if its_own { panicked.text } else { panicked.to_string() };
             let (trace, digest) = (trace.text(), world.stats.digest);
-            Err(Box::new(Failure { plan: plan.clone(), at, reason, trace, hung: false, digest }))
+            let (plan, place) = (plan.clone(), place.to_owned());
+            Err(Box::new(Failure { plan, at, reason, place, trace, hung: false, digest }))
         }
     }
 }

@@ -98,7 +98,7 @@ impl Oracle {
     }
 
     /// I7.
-    fn forward_only(&self, id: NodeId, old: &Probe, new: &Probe) {
+    pub(super) fn forward_only(&self, id: NodeId, old: &Probe, new: &Probe) {
         assert!(new.term >= old.term, "I7: node {id}: term {} after {}", new.term, old.term);
         assert!(
             new.commit >= old.commit,
@@ -117,7 +117,7 @@ impl Oracle {
     }
 
     /// I8.
-    fn bounds(&self, id: NodeId, p: &Probe) {
+    pub(super) fn bounds(&self, id: NodeId, p: &Probe) {
         assert!(p.compacted <= p.emitted, "I8: node {id}: compacted above emitted: {p:?}");
         assert!(p.emitted <= p.commit, "I8: node {id}: emitted above commit: {p:?}");
         assert!(p.commit <= p.last, "I8: node {id}: commit above the log: {p:?}");
@@ -314,6 +314,12 @@ impl Oracle {
     /// The highest index that anybody committed.
     pub(super) fn last_committed(&self) -> Index {
         self.committed.last_key_value().map_or(0, |(i, _)| *i)
+    }
+
+    /// Who was elected in the newest term.
+    pub(super) fn newest_leader(&self) -> Option<NodeId> {
+        let (_, raft_id) = self.leaders.last_key_value()?;
+        self.names.get(raft_id).map(|(id, _)| *id)
     }
 
     pub(super) fn durable(&self, id: NodeId) -> Contents {

@@ -110,6 +110,8 @@ pub struct Failure {
     pub at: Time,
     /// What did not hold.
     pub reason: String,
+    /// File, line and column of the check that it did not pass; empty: none, it hung.
+    pub place: String,
     /// What happened before, if it was recorded.
     pub trace: String,
     /// A call of the Store has not come back: the run has no end.

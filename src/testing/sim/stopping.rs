@@ -193,7 +193,7 @@ impl World {
         let Some(r) = self.alive(id, epoch) else { return };
         let (Some(view), me) = (r.view.clone(), r.raft_id) else { return };
         let late = r.removed.is_some_and(|since| now >= since + 2 * election);
-        let mut inquiry = Inquiry::new(me, view);
+        let mut inquiry = Inquiry::new(me, view, r.hints.clone());
         loop {
             let addrs = inquiry.ask();
             if addrs.is_empty() {

@@ -1,5 +1,8 @@
 //! The simulator's own tests: short runs of many seeds, the same run twice, stored regressions.
 
+mod forged;
+mod judged;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 

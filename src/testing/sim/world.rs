@@ -314,7 +314,7 @@ impl World {
             Effect::SendSnapshot { to, message } => self.send_snapshot(id, to, message),
             Effect::Forward { leader, work } => self.forward(id, &leader, work),
             Effect::SetPeers(membership) => self.set_peers(id, epoch, membership),
-            Effect::Publish(_) => {}
+            Effect::Publish(status) => self.publish(id, *status),
             Effect::Fatal(error) => self.stopped(id, &Cause::Node(error)),
         }
     }
