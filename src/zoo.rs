@@ -73,6 +73,10 @@ bugs! {
     TellStoreFirst "tell-store-first" "R7" Sim(500), "the Store hears of an index before its membership record is durable";
     ChangeTwice "change-twice" "R7" Sim(500), "a start applies membership changes that its record holds already";
     RaftIdReused "raft-id-reused" "R17" Sim(500), "a joiner gets the raft id of a removed member";
+    ReadmitUnderOldId "readmit-under-old-id" "R17" Sim(500), "an empty disk under a known node id gets the raft id of the lost one";
+    JointForEver "joint-for-ever" "R17" Sim(500), "a joint configuration is never left";
+    PromoteUncaught "promote-uncaught" "R17" Sim(500), "a learner is promoted before it has caught up";
+    QuorumIgnored "quorum-ignored" "R17" Sim(1000), "a removal is proposed that leaves voters of whom no majority is reachable";
 
     // The Store and its snapshots.
     ApplyAgain "apply-again" "R8" Sim(500), "a durable Store is given entries that it holds";

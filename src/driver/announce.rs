@@ -5,15 +5,15 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use slog::{info, warn};
 use tokio::time::sleep;
 
+use super::changes;
 use super::shared::{SMALL, Shared, View};
 use crate::error::{Error, Result};
 use crate::node::event::{Change, Event};
-use crate::pb::{self, request::Kind, response::Kind as Answer};
-use crate::types::{Identity, Member, RaftId};
+use crate::pb::response::Kind as Answer;
+use crate::types::{Identity, RaftId};
 
 /// Returns once the members know this address, or are going to.
 pub(super) async fn announce(shared: &Arc<Shared>, addr: &str) {
@@ -51,16 +51,14 @@ async fn tell(
     addr: &str,
 ) -> Result<()> {
     let (node_id, incarnation) = (identity.node_id, identity.incarnation);
+    let change = Change::Update { node_id, incarnation, addr: addr.to_owned() };
     let patience = shared.config.request_timeout;
     if shared.leads() {
-        let change = Change::Update { node_id, incarnation, addr: addr.to_owned() };
         shared.ask(SMALL, patience, |reply| Event::Change { change, reply }).await?;
         return Ok(());
     }
     let Some(caller) = shared.caller() else { return Err(Error::ShuttingDown) };
-    let member =
-        Member { node_id, raft_id: me, incarnation, addr: addr.to_owned(), metadata: Bytes::new() };
-    let kind = Kind::Change(pb::Change { kind: Some(pb::change::Kind::Update(member.to_pb())) });
+    let kind = changes::to_request(&change);
     let members = view.membership.iter().flat_map(|m| &m.members).filter(|m| m.raft_id != me);
     let known: Vec<String> =
         members.map(|m| m.addr.clone()).chain(shared.config.peers.clone()).collect();

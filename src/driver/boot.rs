@@ -111,6 +111,7 @@ impl Opened {
                 incarnation: self.identity.incarnation,
                 addr,
                 metadata: Bytes::new(),
+                learner_only: false,
             }],
             next_raft_id: FOUNDER + 1,
         };

@@ -125,9 +125,10 @@ fn h6_a_batch_of_our_own_may_carry_the_new_term() {
     c.config.snapshot_entries = 3;
     c.found(1, false);
     let (incarnation, addr) = (cluster::incarnation(2, 0), cluster::addr(2));
-    c.change(1, Change::Join { node_id: 2, incarnation, addr }, "join".to_owned());
+    let join = Change::Join { node_id: 2, incarnation, addr, voter: true };
+    c.change(1, join, "join".to_owned());
     c.drive(1);
-    c.add(2, 2, 0, false);
+    c.add(2, 2, incarnation, false);
     c.tick_all(4);
     // A snapshot is being taken while the node steps down: it has heard of another term.
     c.at(1).store_held = true;
