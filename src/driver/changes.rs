@@ -24,8 +24,7 @@ pub(crate) fn to_request(change: &Change) -> request::Kind {
         }
         Change::Update { node_id, incarnation, addr } => {
             let (metadata, learner_only) = (Bytes::new(), false);
-            let member =
-                Member { node_id, raft_id: 0, incarnation, addr, metadata, learner_only };
+            let member = Member { node_id, raft_id: 0, incarnation, addr, metadata, learner_only };
             Kind::Update(member.to_pb())
         }
         Change::AddLearner { node_id, addr } => Kind::AddLearner(pb::AddMember { node_id, addr }),
@@ -240,11 +239,8 @@ mod tests {
             members: Vec::new(),
             next_raft_id: 4,
         };
-        let all = [
-            Progress::Done,
-            Progress::Expected,
-            Progress::CatchingUp { matched: 3, last: 8 },
-        ];
+        let all =
+            [Progress::Done, Progress::Expected, Progress::CatchingUp { matched: 3, last: 8 }];
         for known in all {
             let answer = done(&Changed { membership: membership.clone(), progress: known });
             assert_eq!((answer.index, progress(&answer)), (9, known));

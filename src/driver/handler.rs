@@ -334,7 +334,9 @@ fn check_sender(
     };
     if !member.has_joined() {
         let node = member.node_id;
-        return Err(Refusal::Sender(format!("the data directory of node {node} has not joined yet")));
+        return Err(Refusal::Sender(format!(
+            "the data directory of node {node} has not joined yet"
+        )));
     }
     if member.node_id != hello.from_node || member.incarnation != incarnation {
         return Err(Refusal::Sender(format!(

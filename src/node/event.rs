@@ -134,9 +134,9 @@ impl Changed {
 
     /// One that was applied; `voter` is to vote in the end.
     pub(crate) fn applied(membership: &Membership, voter: Option<NodeId>) -> Self {
-        let learner = voter.and_then(|node| membership.by_node(node)).filter(|m| {
-            membership.role(m.raft_id) == Some(MemberRole::Learner)
-        });
+        let learner = voter
+            .and_then(|node| membership.by_node(node))
+            .filter(|m| membership.role(m.raft_id) == Some(MemberRole::Learner));
         let progress = match learner {
             Some(m) if m.has_joined() => {
                 Progress::CatchingUp { matched: 0, last: membership.index }

@@ -240,7 +240,8 @@ impl Node {
         if zoo::has(Bug::JointForEver) {
             return;
         }
-        let voters = self.membership.as_ref().map_or_else(Vec::new, |m| m.conf_state.voters.clone());
+        let voters =
+            self.membership.as_ref().map_or_else(Vec::new, |m| m.conf_state.voters.clone());
         if !voters.contains(&self.raft_id)
             && self.changes.handovers < MAX_HANDOVERS
             && self.begin_transfer_among(voters).is_ok()
@@ -275,10 +276,8 @@ impl Node {
 
     /// Proposes a plan, whose outcome answers. False when it could not be proposed.
     fn append(&mut self, plan: Plan, change: &Change, reply: Reply<Changed>) -> bool {
-        let voter = match change {
-            Change::AddVoter { node_id, .. } => Some(*node_id),
-            _ => None,
-        };
+        let voter =
+            if let Change::AddVoter { node_id, .. } = change { Some(*node_id) } else { None };
         match self.propose_plan(plan) {
             Ok((term, index)) => {
                 self.changes.current = Some(Current { term, index, reply: Some(reply), voter });

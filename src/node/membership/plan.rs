@@ -241,7 +241,7 @@ impl Node {
 
     /// A learner is to vote: now, or once it has caught up.
     fn judge_vote(&self, m: &Membership, known: &Member) -> Result<Verdict, Error> {
-        if !known.has_joined() || !self.has_caught_up(known.raft_id) {
+        if !self.may_vote(known) {
             return Ok(Verdict::Holds(self.progress(known)));
         }
         let mut target = Target::of(m);
@@ -250,29 +250,20 @@ impl Node {
         self.judge_target(m, target)
     }
 
+    /// Whether a learner is ready to vote.
+    fn may_vote(&self, learner: &Member) -> bool {
+        learner.has_joined() && self.has_caught_up(learner.raft_id)
+    }
+
     fn judge_promote(&self, m: &Membership, node_id: NodeId) -> Result<Verdict, Error> {
         let known = member(m, node_id)?;
         if m.role(known.raft_id) == Some(MemberRole::Voter) {
             return Ok(DONE);
         }
         match self.judge_vote(m, known)? {
-            Verdict::Holds(progress) => Err(self.not_caught_up(node_id, progress)),
+            Verdict::Holds(progress) => self.at_first(not_caught_up(node_id, progress)),
             other => Ok(other),
         }
-    }
-
-    fn not_caught_up(&self, node_id: NodeId, progress: Progress) -> Error {
-        Error::Membership(match progress {
-            Progress::Expected => format!(
-                "node {node_id} cannot vote yet: its data directory has not joined. Start it with \
-                 join or start, then try again"
-            ),
-            Progress::CatchingUp { matched, last } => format!(
-                "node {node_id} has not caught up: it holds the log up to index {matched} of \
-                 {last}, or has not kept up for long enough. Try again later; add_voter waits"
-            ),
-            Progress::Done => format!("node {node_id} votes already"),
-        })
     }
 
     fn judge_demote(&self, m: &Membership, node_id: NodeId) -> Result<Verdict, Error> {
@@ -303,7 +294,7 @@ impl Node {
         let mut target = Target::of(m);
         target.remove(old.raft_id);
         if m.role(old.raft_id) == Some(MemberRole::Voter) && !votes {
-            if !new.has_joined() || !self.has_caught_up(new.raft_id) {
+            if !self.may_vote(new) {
                 return Ok(Verdict::Holds(self.progress(new)));
             }
             target.vote(new.raft_id);
@@ -318,7 +309,8 @@ impl Node {
         voters: &[NodeId],
         learners: &[NodeId],
     ) -> Result<Verdict, Error> {
-        let mut target = Target { voters: BTreeSet::new(), learners: BTreeSet::new(), ..Target::of(m) };
+        let mut target =
+            Target { voters: BTreeSet::new(), learners: BTreeSet::new(), ..Target::of(m) };
         for node_id in learners {
             if voters.contains(node_id) {
                 return refuse(format!("node {node_id} is to be voter and learner; choose one"));
@@ -330,8 +322,8 @@ impl Node {
         for node_id in voters {
             let known = member(m, *node_id)?;
             let votes = m.role(known.raft_id) == Some(MemberRole::Voter);
-            if !votes && !(known.has_joined() && self.has_caught_up(known.raft_id)) {
-                return Err(self.not_caught_up(*node_id, self.progress(known)));
+            if !votes && !self.may_vote(known) {
+                return self.at_first(not_caught_up(*node_id, self.progress(known)));
             }
             target.vote(known.raft_id);
             target.wish(known, false);
@@ -359,9 +351,7 @@ impl Node {
         if target.voters != before
             && let Some(error) = self.lost_quorum(&target.voters)
         {
-            // A new leader has not heard of everybody yet.
-            let early = self.tick < self.led_since() + self.limits.election_tick;
-            return if early { Ok(Verdict::Wait(error)) } else { Err(error) };
+            return self.at_first(error);
         }
         let stay: Vec<RaftId> = target.voters.intersection(&before).copied().collect();
         let leads_out = before.contains(&self.raft_id) && !stay.contains(&self.raft_id);
@@ -395,6 +385,12 @@ impl Node {
         tried.map_err(|e| Error::Membership(e.to_string()))?;
         change.set_changes(steps.into());
         Ok(Verdict::Append(Plan::Conf { change, context }))
+    }
+
+    /// A refusal, unless this leader is new: it has not heard of everybody yet, and waits.
+    fn at_first(&self, error: Error) -> Result<Verdict, Error> {
+        let early = self.tick < self.led_since() + self.limits.election_tick;
+        if early { Ok(Verdict::Wait(error)) } else { Err(error) }
     }
 
     /// Refuses a change that would leave a set of voters of whom no majority is heard.
@@ -432,6 +428,20 @@ fn member(m: &Membership, node_id: NodeId) -> Result<&Member, Error> {
         Error::Membership(format!(
             "node {node_id} is no member; add it first, or start it with join"
         ))
+    })
+}
+
+fn not_caught_up(node_id: NodeId, progress: Progress) -> Error {
+    Error::Membership(match progress {
+        Progress::Expected => format!(
+            "node {node_id} cannot vote yet: its data directory has not joined. Start it with \
+             join or start, then try again"
+        ),
+        Progress::CatchingUp { matched, last } => format!(
+            "node {node_id} has not caught up: it holds the log up to index {matched} of \
+             {last}, or has not kept up for long enough. Try again later; add_voter waits"
+        ),
+        Progress::Done => format!("node {node_id} votes already"),
     })
 }
 

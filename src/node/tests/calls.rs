@@ -47,9 +47,10 @@ impl Cluster {
 
     pub(super) fn change(&mut self, id: NodeId, change: Change, name: String) {
         let (reply, waiter) = reply(None);
-        let joins = match &change {
-            Change::Join { node_id, incarnation, .. } => Some((*node_id, *incarnation)),
-            _ => None,
+        let joins = if let Change::Join { node_id, incarnation, .. } = &change {
+            Some((*node_id, *incarnation))
+        } else {
+            None
         };
         self.call(name, waiter, |c: crate::node::event::Changed| {
             Answer::Members(c.membership, c.progress)

@@ -134,12 +134,8 @@ impl Cluster {
         incarnation: Incarnation,
         durable: bool,
     ) -> &mut Disk {
-        let identity = Identity {
-            node_id: id,
-            incarnation,
-            cluster: Some((CLUSTER, raft_id)),
-            boot: 0,
-        };
+        let identity =
+            Identity { node_id: id, incarnation, cluster: Some((CLUSTER, raft_id)), boot: 0 };
         self.raft_ids.insert(raft_id, id);
         let machine = Machine {
             node: None,

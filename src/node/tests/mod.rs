@@ -79,9 +79,18 @@ scripts! {
     r14_figure_8
     r14_snapshot_over_it
     r15_reads
+    r17_add_members
+    r17_deposed_leader_does_not_answer
+    r17_disjoint
+    r17_joint
+    r17_joint_leader_fails
     r17_leader_leaves
     r17_membership
+    r17_new_leader_waits
     r17_promotion_waits
+    r17_readmission
+    r17_refusals
+    r17_replace
     r17_snapshot_while_membership_changes
     r19_hung_store
     r19_uncommitted_tail

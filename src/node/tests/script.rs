@@ -104,8 +104,8 @@ impl Script {
                 self.clock(&words);
             }
             "propose" | "queue" | "read" | "join" | "remove" | "update" | "transfer"
-            | "give-up" | "add-learner" | "add-voter" | "promote" | "demote" | "replace" | "set"
-            | "describe" => {
+            | "give-up" | "add-learner" | "add-voter" | "promote" | "demote" | "replace"
+            | "set" | "describe" => {
                 self.request(command, &words);
             }
             "wipe" => self.cluster.wipe(number(&words, 1)),
@@ -215,7 +215,9 @@ impl Script {
                 let addr = at.map_or_else(|| addr(id), str::to_owned);
                 let incarnation = incarnation(id, generation);
                 let metadata = || words.iter().find_map(|w| w.strip_prefix("metadata="));
-                let ids = |key| words.iter().find_map(|w| w.strip_prefix(key)).map_or_else(Vec::new, list);
+                let ids = |key| {
+                    words.iter().find_map(|w| w.strip_prefix(key)).map_or_else(Vec::new, list)
+                };
                 let change = match words[0] {
                     "join" => {
                         let voter = !words.contains(&"learner-only");

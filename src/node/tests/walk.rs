@@ -7,12 +7,12 @@
 use std::collections::BTreeSet;
 
 use super::calls::Answer;
-use super::cluster::{Cluster, Load, addr, incarnation};
+use super::cluster::{Cluster, Load, Machine, addr, incarnation};
 use super::text;
 use crate::error::Outcome;
 use crate::node::event::{Change, Event, Freshness};
 use crate::node::leadership::Rng;
-use crate::types::NodeId;
+use crate::types::{Member, NodeId};
 
 const SEEDS: u64 = 300;
 const STEPS: usize = 250;
@@ -317,11 +317,18 @@ impl Walk {
         let Some(leader) = leader else { return false };
         let joint = leader.membership.as_ref().is_some_and(crate::types::Membership::is_joint);
         let members = leader.membership.iter().flat_map(|m| &m.members);
-        let mut stores = members.filter_map(|m| Some(&self.c.machines.get(&m.node_id)?.store));
+        let mut stores = members.filter_map(|m| Some(&self.member(m)?.store));
         self.has_fresh_write()
             && !joint
             && self.c.calls.is_empty()
             && stores.all(|s| s.applied == leader.last_index())
+    }
+
+    /// The machine of a member; one under its node id may be another, which was removed before.
+    fn member(&self, m: &Member) -> Option<&Machine> {
+        let machine = self.c.machines.get(&m.node_id)?;
+        let raft_id = machine.disk.identity.cluster.map(|(_, raft_id)| raft_id);
+        Some(machine).filter(|_| raft_id == Some(m.raft_id))
     }
 
     fn agree(&mut self) {
@@ -329,7 +336,7 @@ impl Walk {
         let members = self.c.node(leader).membership.clone().expect("members");
         let state = self.c.at(leader).store.state.clone();
         for m in &members.members {
-            let Some(machine) = self.c.machines.get(&m.node_id) else { continue };
+            let Some(machine) = self.member(m) else { continue };
             assert_eq!(machine.store.state, state, "I5: node {}: {}", m.node_id, self.picture());
         }
         let counted: BTreeSet<&String> = state.iter().collect();

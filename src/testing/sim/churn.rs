@@ -267,9 +267,7 @@ impl World {
             let answer = match &mut p.request {
                 Request::Join(_, w) | Request::Move(w) => w.answer(),
                 Request::Remove { waiter, .. } => waiter.answer(),
-                Request::Transfer(w) => {
-                    w.answer().map(|r| r.map(|()| Changed::done(&nobody())))
-                }
+                Request::Transfer(w) => w.answer().map(|r| r.map(|()| Changed::done(&nobody()))),
             };
             answered.extend(answer.map(|a| (*number, a)));
         }

@@ -87,7 +87,12 @@ fn wire() -> Vec<Vec<u8>> {
     let chunk = |part| pb::Chunk { part: Some(part) };
     let ask = |kind| pb::Request { cluster_id: cluster_id.clone(), kind: Some(kind) };
     let answer = |kind| pb::Response { kind: Some(kind) };
-    let join = pb::Join { node_id: 5, incarnation: cluster_id.clone(), addr: "n5:1".into(), learner_only: false };
+    let join = pb::Join {
+        node_id: 5,
+        incarnation: cluster_id.clone(),
+        addr: "n5:1".into(),
+        learner_only: false,
+    };
     let commands = vec![Bytes::from_static(b"one"), Bytes::new()];
     let update = pb::change::Kind::Update(membership().members[0].to_pb());
     let refused =
