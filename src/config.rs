@@ -90,6 +90,16 @@ pub struct Config {
     /// An apply that takes longer than this is logged as a warning. Default 1 s.
     #[serde(with = "duration")]
     pub slow_apply: Duration,
+    /// Whether this node, when it joins, becomes a voter by itself once it has caught up. Default
+    /// true. False: it stays a learner, as for a replica that only serves reads, until
+    /// `Mailbox::promote`. The answer to its join is replicated: a later start with another value
+    /// changes nothing.
+    pub auto_promote: bool,
+    /// A voter that the leader has not heard of for so long is removed, if a majority of the others
+    /// is reachable: the cluster repairs its quorum without anybody's help, and the node, should it
+    /// come back, has to join with an empty directory. Set it alike on every node. Default: none is.
+    #[serde(with = "maybe_duration")]
+    pub remove_dead_after: Option<Duration>,
     /// Sets `SO_REUSEADDR` on the listener, so that a restarted node need not wait for old
     /// connections. Default true.
     pub reuseaddr: bool,
@@ -136,6 +146,8 @@ impl Default for Config {
             snapshot_trailing_bytes: 16 * MIB,
             request_timeout: Duration::from_secs(5),
             slow_apply: Duration::from_secs(1),
+            auto_promote: true,
+            remove_dead_after: None,
             reuseaddr: true,
             reuseport: false,
             grpc_message_size: 0,
@@ -196,6 +208,11 @@ impl Config {
             "log_segment_size",
             "must be between 64 KiB and 1 GiB",
         )?;
+        check(
+            self.remove_dead_after.is_none_or(|after| after >= self.election_timeout() * 10),
+            "remove_dead_after",
+            "must be at least ten election timeouts, or a restart could cost a member",
+        )?;
         let needed = self.needed_message_size();
         check(
             self.grpc_message_size == 0 || self.grpc_message_size >= needed,
@@ -211,6 +228,12 @@ impl Config {
     /// The largest gRPC message in bytes, with the automatic value filled in.
     pub fn message_size(&self) -> u64 {
         self.grpc_message_size.max(self.needed_message_size())
+    }
+
+    /// So long in ticks.
+    pub(crate) fn ticks(&self, time: Duration) -> u64 {
+        let tick = self.heartbeat.as_nanos().max(1);
+        u64::try_from(time.as_nanos().div_ceil(tick)).unwrap_or(u64::MAX)
     }
 
     /// The shortest election timeout.
@@ -262,6 +285,21 @@ mod duration {
     }
 }
 
+mod maybe_duration {
+    //! As `duration`, or nothing.
+    use super::{Duration, duration};
+    use serde::{Deserialize, Deserializer};
+
+    #[derive(Deserialize)]
+    struct Given(#[serde(with = "duration")] Duration);
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<Given>::deserialize(d)?.map(|given| given.0))
+    }
+}
+
 mod size {
     //! `"16MiB"`, `"64 KiB"`, or a number of bytes.
     use super::{NumberOrText, split_unit};
@@ -297,6 +335,7 @@ mod tests {
 
     #[test]
     fn each_bad_value_is_refused_by_name() {
+        let soon = Duration::from_secs(9);
         let bad = [
             ("heartbeat", Config { heartbeat: Duration::ZERO, ..Config::default() }),
             ("bootstrap_expect", Config { bootstrap_expect: Some(0), ..Config::default() }),
@@ -305,6 +344,7 @@ mod tests {
             ("max_apply_lag", Config { max_apply_lag: 5, ..Config::default() }),
             ("grpc_message_size", Config { grpc_message_size: 100, ..Config::default() }),
             ("log_segment_size", Config { log_segment_size: 1, ..Config::default() }),
+            ("remove_dead_after", Config { remove_dead_after: Some(soon), ..Config::default() }),
         ];
         for (name, config) in bad {
             match config.validate() {
@@ -318,13 +358,14 @@ mod tests {
     fn reads_human_durations_and_sizes() {
         let c: Config = serde_json::from_str(
             r#"{"heartbeat": "20ms", "request_timeout": 1500, "max_entry_size": "1.5 MiB",
-                "durability": "volatile", "data_dir": "d"}"#,
+                "durability": "volatile", "data_dir": "d", "remove_dead_after": "1h"}"#,
         )
         .unwrap();
         assert_eq!(c.heartbeat, Duration::from_millis(20));
         assert_eq!(c.request_timeout, Duration::from_millis(1500));
         assert_eq!(c.max_entry_size, 3 << 19);
         assert_eq!(c.durability, Durability::Volatile);
+        assert_eq!(c.remove_dead_after, Some(Duration::from_secs(3600)));
         let error = serde_json::from_str::<Config>(r#"{"heartbeat": "soon"}"#).unwrap_err();
         assert!(error.to_string().contains("no duration"), "{error}");
     }

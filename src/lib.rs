@@ -32,7 +32,7 @@ pub use status::{LeaderChange, MemberStatus, Replication, Role, Status};
 pub use store::{Committed, Store};
 pub use types::{
     ClusterId, ConfState, Entry, EntryKind, HardState, Identity, Incarnation, Index, Member,
-    MemberRole, Membership, Message, NodeId, Position, RaftId, SnapshotMeta, Term,
+    MemberRole, Membership, Message, NodeId, Position, Progress, RaftId, SnapshotMeta, Term,
 };
 
 /// The README's example compiles and runs.

@@ -6,6 +6,8 @@
 //! - a call always ends by its deadline;
 //! - dropping the future of a call abandons its answer, never the node.
 
+mod members;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,13 +15,12 @@ use bytes::Bytes;
 use futures::stream::{self, Stream};
 use tokio::sync::watch;
 
-use crate::driver::leave;
 use crate::driver::shared::{Phase, SMALL, Shared};
 use crate::error::{Error, Result};
-use crate::node::event::{Applied, Change, Changed, Event, Freshness, Proposal, Read};
+use crate::node::event::{Applied, Event, Freshness, Proposal, Read};
 use crate::reply::{Reply, Waiter};
 use crate::status::{LeaderChange, Role, Status};
-use crate::types::{Index, Member, NodeId};
+use crate::types::{Index, NodeId};
 
 /// How fresh the answer of a query must be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -156,40 +157,6 @@ impl Mailbox {
     /// Why no barrier could be had.
     pub async fn read_index(&self) -> Result<Index> {
         Ok(self.read(None, Freshness::Linearizable).await?.index)
-    }
-
-    /// Removes this node from the cluster and ends it: `lead` or `join` returns `Ok` then. Hands
-    /// leadership over first, and lingers until the others know.
-    ///
-    /// # Errors
-    /// `Membership` when it is the last voter; else why the leader did not do it. The node goes
-    /// on then.
-    pub async fn leave(&self) -> Result<()> {
-        leave::leave(&self.shared, self.timeout).await
-    }
-
-    /// Removes a member, by node id; the node's own id means [`Mailbox::leave`].
-    ///
-    /// # Errors
-    /// `Membership` with the reason when nothing was changed.
-    pub async fn remove(&self, node_id: NodeId) -> Result<()> {
-        if self.shared.view().identity.is_some_and(|i| i.node_id == node_id) {
-            return self.leave().await;
-        }
-        self.change(Change::Remove { node_id }).await.map(|_| ())
-    }
-
-    async fn change(&self, change: Change) -> Result<Changed> {
-        self.explain(self.ask(SMALL, |reply| Event::Change { change, reply }).await)
-    }
-
-    /// The members, at least as new as every change acknowledged before the call.
-    ///
-    /// # Errors
-    /// As [`Mailbox::read_index`].
-    pub async fn members(&self) -> Result<Vec<Member>> {
-        self.read_index().await?;
-        Ok(self.shared.view().membership.as_ref().map_or_else(Vec::new, |m| m.members.clone()))
     }
 
     /// What this node knows, right now.

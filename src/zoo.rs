@@ -38,7 +38,6 @@ bugs! {
     OvertakeVote "overtake-vote" "R2" Sim(500), "a heartbeat response overtakes the write of a vote";
     NewTermAtOnce "new-term-at-once" "H6" Lean(500, "disk_us=30000 latency_us=100"), "messages of a term leave before the term is durable";
     CountUnsynced "count-unsynced" "R2" Sim(100), "a leader counts its own entries before they are durable";
-    CountReplaced "count-replaced" "H16" Lean(1000, "nodes=3 disk_us=30000 cut=3000 kill_leader=3000"), "what was written, and is about to be replaced and written again, counts as durable";
 
     // Terms and roles.
     LeadWithoutVote "lead-without-vote" "H1" Lean(1500, "remove_leader=4000 join=3000 spares=3"), "a leader that was removed goes on to lead";
@@ -83,6 +82,10 @@ bugs! {
     TellPeersFirst "tell-peers-first" "R7" Sim(500), "others are told of a membership before its record is durable";
     ChangeTwice "change-twice" "R7" Sim(500), "a start applies membership changes that its record holds already";
     RaftIdReused "raft-id-reused" "R17" Sim(500), "a joiner gets the raft id of a removed member";
+    ReadmitUnderOldId "readmit-under-old-id" "R17" Sim(500), "an empty disk under a known node id gets the raft id of the lost one";
+    JointForEver "joint-for-ever" "R17" Sim(500), "a joint configuration is never left";
+    PromoteUncaught "promote-uncaught" "R17" Sim(500), "a learner is promoted before it has caught up";
+    QuorumIgnored "quorum-ignored" "R17" Sim(1000), "a removal is proposed that leaves voters of whom no majority is reachable";
 
     // The Store and its snapshots.
     ApplyAgain "apply-again" "R8" Sim(500), "a durable Store is given entries that it holds";

@@ -155,7 +155,15 @@ fn once(seed: u64, twice: bool) -> Result<sim::Report, Box<Failure>> {
                 report.stats.digest, again.stats.digest
             );
             let (place, trace, digest) = (String::new(), String::new(), again.stats.digest);
-            return Err(Box::new(Failure { plan, at: 0, reason, place, trace, hung: false, digest }));
+            return Err(Box::new(Failure {
+                plan,
+                at: 0,
+                reason,
+                place,
+                trace,
+                hung: false,
+                digest,
+            }));
         }
     }
     Ok(report)

@@ -5,15 +5,15 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use slog::{info, warn};
 use tokio::time::sleep;
 
+use super::changes;
 use super::shared::{SMALL, Shared, View};
 use crate::error::{Error, Result};
 use crate::node::event::{Change, Event};
-use crate::pb::{self, request::Kind, response::Kind as Answer};
-use crate::types::{Identity, Member, RaftId};
+use crate::pb::response::Kind as Answer;
+use crate::types::{Identity, RaftId};
 
 /// Returns once the members know this address, or are going to.
 pub(super) async fn announce(shared: &Arc<Shared>, addr: &str) {
@@ -51,16 +51,14 @@ async fn tell(
     addr: &str,
 ) -> Result<()> {
     let (node_id, incarnation) = (identity.node_id, identity.incarnation);
+    let change = Change::Update { node_id, incarnation, addr: addr.to_owned() };
     let patience = shared.config.request_timeout;
     if shared.leads() {
-        let change = Change::Update { node_id, incarnation, addr: addr.to_owned() };
         shared.ask(SMALL, patience, |reply| Event::Change { change, reply }).await?;
         return Ok(());
     }
     let Some(caller) = shared.caller() else { return Err(Error::ShuttingDown) };
-    let member =
-        Member { node_id, raft_id: me, incarnation, addr: addr.to_owned(), metadata: Bytes::new() };
-    let kind = Kind::Change(pb::Change { kind: Some(pb::change::Kind::Update(member.to_pb())) });
+    let kind = changes::to_request(&change);
     let known = others(view, me, &shared.config.peers);
     let answers = caller.infos(&known, shared.config.election_timeout()).await;
     let mut leaders = answers.into_iter().map(|(_, info)| info.leader_addr);
@@ -84,7 +82,8 @@ fn others(view: &View, me: RaftId, peers: &[String]) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::transport::Peer;
-    use crate::types::{ClusterId, ConfState, Incarnation, Membership};
+    use crate::types::{ClusterId, ConfState, Incarnation, Member, Membership};
+    use bytes::Bytes;
 
     #[test]
     fn members_that_moved_are_asked_where_they_say_that_they_are() {
@@ -94,6 +93,7 @@ mod tests {
             incarnation: Incarnation::from_u128(u128::from(n)),
             addr: format!("n{n}:1"),
             metadata: Bytes::new(),
+            learner_only: false,
         };
         let membership = Membership {
             cluster_id: ClusterId::from_u128(9),

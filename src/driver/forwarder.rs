@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::changes;
 use super::shared::Shared;
 use super::wire;
 use crate::error::{Error, Leader, Result};
@@ -21,7 +22,7 @@ use crate::pb;
 use crate::pb::request::Kind;
 use crate::reply::Reply;
 use crate::transport::{Transport, TransportError};
-use crate::types::{Member, Membership, NodeId};
+use crate::types::{Membership, NodeId};
 
 /// Bytes of one request beside its commands, generously.
 const REQUEST_OVERHEAD: u64 = 1 << 10;
@@ -100,33 +101,14 @@ impl Forwarder {
         if !reply.begin() {
             return;
         }
-        let kind = match &change {
-            Change::Join { node_id, incarnation, addr } => Kind::Join(pb::Join {
-                node_id: *node_id,
-                incarnation: Bytes::copy_from_slice(&incarnation.to_bytes()),
-                addr: addr.clone(),
-            }),
-            Change::Remove { node_id } => {
-                Kind::Change(pb::Change { kind: Some(pb::change::Kind::Remove(*node_id)) })
-            }
-            Change::Update { node_id, incarnation, addr } => {
-                let member = Member {
-                    node_id: *node_id,
-                    raft_id: 0,
-                    incarnation: *incarnation,
-                    addr: addr.clone(),
-                    metadata: Bytes::new(),
-                };
-                Kind::Change(pb::Change { kind: Some(pb::change::Kind::Update(member.to_pb())) })
-            }
-        };
+        let kind = changes::to_request(&change);
         let answer = match self.call(&leader, kind).await {
             Ok(pb::response::Kind::Done(done)) => self.changed(done),
             Ok(pb::response::Kind::Joined(joined)) => joined
                 .membership
                 .ok_or_else(|| "the answer holds no membership".to_owned())
                 .and_then(Membership::from_pb)
-                .map(|membership| Changed { membership })
+                .map(|membership| Changed::done(&membership))
                 .map_err(Error::unknown),
             Ok(other) => Err(unexpected(other, 0)),
             Err(e) => Err(e),
@@ -210,7 +192,7 @@ impl Forwarder {
             return Err(Error::unknown("the change took effect, but this node has no membership"));
         };
         membership.index = membership.index.max(done.index);
-        Ok(Changed { membership })
+        Ok(Changed { membership, progress: changes::progress(&done) })
     }
 }
 

@@ -54,7 +54,7 @@ use tokio::time::{Instant, sleep};
 
 use super::boot::{Opened, blocking};
 use super::caller::Caller;
-use super::handler::check_addr;
+use super::changes::check_addr;
 use super::joining::{INFO_TIMEOUT, Pauses};
 use super::shared::Shared;
 use crate::error::{Error, Result};

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use slog::{info, warn};
 use tokio::time::Instant;
 
+use super::changes;
 use super::leave;
 use super::shared::{SMALL, Shared, View};
 use super::snapshotter::Snapshotter;
@@ -33,8 +34,6 @@ use crate::types::{ClusterId, Incarnation, Message, RaftId};
 /// Raft ids whose boot counters are remembered: members, earlier ones, and ids that are claimed to
 /// be newer than what this node has applied.
 const MAX_SENDERS: usize = 4096;
-/// The longest address that a member may have.
-const MAX_ADDR: usize = 1 << 10;
 
 /// See the module.
 pub(crate) struct PeerHandler {
@@ -89,7 +88,7 @@ impl PeerHandler {
     /// A peer says where it is reached: where the membership does not know, it serves.
     fn note_address(&self, view: &View, hello: &pb::Hello) {
         let Some(incarnation) = Incarnation::from_slice(&hello.from_incarnation) else { return };
-        if !hello.from_addr.is_empty() && check_addr(&hello.from_addr).is_err() {
+        if !hello.from_addr.is_empty() && changes::check_addr(&hello.from_addr).is_err() {
             return;
         }
         let peer = Peer {
@@ -141,15 +140,12 @@ impl PeerHandler {
     }
 
     async fn join(&self, join: pb::Join) -> Result<Answer> {
-        let incarnation = Incarnation::from_slice(&join.incarnation)
-            .ok_or_else(|| Error::Membership("the incarnation is not 16 bytes long".to_owned()))?;
-        if join.node_id == 0 {
-            return Err(Error::Membership("a node id must not be 0".to_owned()));
-        }
-        check_addr(&join.addr)?;
-        let change = Change::Join { node_id: join.node_id, incarnation, addr: join.addr };
-        let Changed { membership } = self.ask(|reply| Event::Change { change, reply }).await?;
-        let member = membership.by_node(join.node_id).filter(|m| m.incarnation == incarnation);
+        let change = changes::from_join(join)?;
+        let Change::Join { node_id, incarnation, .. } = change else {
+            return Err(Error::Membership("a request to join of an unknown kind".to_owned()));
+        };
+        let Changed { membership, .. } = self.ask(|reply| Event::Change { change, reply }).await?;
+        let member = membership.by_incarnation(node_id, incarnation);
         let Some(raft_id) = member.map(|m| m.raft_id) else {
             return Err(Error::unknown("the membership does not hold the node that joined"));
         };
@@ -186,25 +182,15 @@ impl PeerHandler {
     }
 
     async fn change(&self, change: pb::Change) -> Result<Answer> {
-        let change = match change.kind {
-            Some(pb::change::Kind::Remove(node_id)) => Change::Remove { node_id },
-            Some(pb::change::Kind::Update(m)) => {
-                let incarnation = Incarnation::from_slice(&m.incarnation).ok_or_else(|| {
-                    Error::Membership("the incarnation is not 16 bytes long".to_owned())
-                })?;
-                check_addr(&m.addr)?;
-                Change::Update { node_id: m.node_id, incarnation, addr: m.addr }
-            }
-            None => return Err(Error::Membership("an empty change".to_owned())),
-        };
+        let change = changes::from_pb(change)?;
         let changed = self.ask(|reply| Event::Change { change, reply }).await?;
-        Ok(Answer::Done(pb::Done { index: changed.membership.index }))
+        Ok(Answer::Done(changes::done(&changed)))
     }
 
     async fn transfer(&self, transfer: pb::Transfer) -> Result<Answer> {
         let to = (transfer.to != 0).then_some(transfer.to);
         self.ask(|reply| Event::Transfer { to, reply }).await?;
-        Ok(Answer::Done(pb::Done { index: 0 }))
+        Ok(Answer::Done(pb::Done::default()))
     }
 
     /// Whether a request may be taken at all, by the cluster that it names.
@@ -302,11 +288,6 @@ impl Handler for PeerHandler {
     }
 }
 
-pub(super) fn check_addr(addr: &str) -> Result<()> {
-    let fits = addr.len() <= MAX_ADDR && addr.rsplit_once(':').is_some_and(|(h, _)| !h.is_empty());
-    if fits { Ok(()) } else { Err(Error::Membership(format!("{addr:?} is no host:port address"))) }
-}
-
 /// Whether a hello fits who we are and whom we know; our own hello, if so.
 fn judge(view: &View, hello: &pb::Hello) -> std::result::Result<pb::Hello, Refusal> {
     if hello.protocol != PROTOCOL {
@@ -364,6 +345,12 @@ fn check_sender(
         }
         return Ok(());
     };
+    if !member.has_joined() {
+        let node = member.node_id;
+        return Err(Refusal::Sender(format!(
+            "the data directory of node {node} has not joined yet"
+        )));
+    }
     if member.node_id != hello.from_node || member.incarnation != incarnation {
         return Err(Refusal::Sender(format!(
             "raft id {} is node {} with incarnation {} here: its data directory is another one's. \

@@ -89,7 +89,14 @@ mod tests {
     fn member(id: u64, addr: &str) -> Member {
         let incarnation = Incarnation::from_u128(u128::from(id));
         let addr = addr.to_owned();
-        Member { node_id: id, raft_id: id, incarnation, addr, metadata: Bytes::new() }
+        Member {
+            node_id: id,
+            raft_id: id,
+            incarnation,
+            addr,
+            metadata: Bytes::new(),
+            learner_only: false,
+        }
     }
 
     fn members(of: &[(u64, &str)], next_raft_id: RaftId) -> Membership {

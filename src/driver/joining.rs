@@ -161,6 +161,7 @@ pub(crate) async fn join(
         node_id: identity.node_id,
         incarnation: Bytes::copy_from_slice(&identity.incarnation.to_bytes()),
         addr: addr.to_owned(),
+        learner_only: !shared.config.auto_promote,
     });
     let mut pauses = Pauses::default();
     let mut refused_since: Option<Instant> = None;

@@ -256,6 +256,7 @@ mod tests {
             incarnation: Incarnation::from_u128(u128::from(n)),
             addr: format!("n{n}:1"),
             metadata: Bytes::new(),
+            learner_only: false,
         };
         shared.update_view(|view| {
             *view = View {

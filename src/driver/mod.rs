@@ -20,6 +20,7 @@ pub(crate) mod batch;
 pub(crate) mod boot;
 pub(crate) mod caller;
 pub(crate) mod capture;
+pub(crate) mod changes;
 mod event_loop;
 pub(crate) mod fatal;
 mod forwarder;

@@ -71,7 +71,8 @@ impl View {
         let identity = self.identity?;
         let (cluster_id, raft_id) = identity.cluster?;
         let members = self.membership.iter().flat_map(|m| &m.members);
-        let known = members.map(|m| Peer {
+        // A member that was added and has not joined cannot be spoken to.
+        let known = members.filter(|m| m.has_joined()).map(|m| Peer {
             raft_id: m.raft_id,
             node_id: m.node_id,
             incarnation: m.incarnation,

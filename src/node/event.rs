@@ -5,7 +5,8 @@ use bytes::Bytes;
 use crate::reply::Reply;
 use crate::status::Status;
 use crate::types::{
-    Incarnation, Index, Membership, Message, NodeId, Position, RaftId, SnapshotMeta,
+    Incarnation, Index, MemberRole, Membership, Message, NodeId, Position, Progress, RaftId,
+    SnapshotMeta,
 };
 
 /// What the world tells a [`super::Node`].
@@ -91,20 +92,58 @@ pub(crate) struct Read {
     pub(crate) reply: Reply<Applied>,
 }
 
-/// A change of the membership.
+/// A change of the membership. Members are named by node id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// A data directory asks to become a learner, to be promoted once it has caught up.
-    Join { node_id: NodeId, incarnation: Incarnation, addr: String },
-    /// Remove a member.
-    Remove { node_id: NodeId },
+    /// A data directory asks to become a learner, to be promoted once it has caught up if it is to
+    /// be a voter.
+    Join { node_id: NodeId, incarnation: Incarnation, addr: String, voter: bool },
     /// A member tells its new address.
     Update { node_id: NodeId, incarnation: Incarnation, addr: String },
+    /// This one is to be a learner, and stay one.
+    AddLearner { node_id: NodeId, addr: String },
+    /// This one is to be a learner, and a voter once it has caught up. Asked again until it is.
+    AddVoter { node_id: NodeId, addr: String },
+    /// A learner that has caught up is to vote.
+    Promote { node_id: NodeId },
+    /// A voter is to be a learner, and stay one.
+    Demote { node_id: NodeId },
+    /// Remove a member.
+    Remove { node_id: NodeId },
+    /// One member goes, another takes its role, at once. Asked again until that has caught up.
+    Replace { old: NodeId, new: NodeId },
+    /// These are to be all members.
+    Set { voters: Vec<NodeId>, learners: Vec<NodeId> },
+    /// What the record says of a member, as far as it is given.
+    Describe { node_id: NodeId, addr: Option<String>, metadata: Option<Bytes> },
 }
 
-/// A membership change that took effect.
+/// A membership change that took effect, or waits for its node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Changed {
     /// The membership with it.
     pub(crate) membership: Membership,
+    pub(crate) progress: Progress,
+}
+
+impl Changed {
+    /// A change that is in force.
+    pub(crate) fn done(membership: &Membership) -> Self {
+        Self { membership: membership.clone(), progress: Progress::Done }
+    }
+
+    /// One that was applied; `voter` is to vote in the end.
+    pub(crate) fn applied(membership: &Membership, voter: Option<NodeId>) -> Self {
+        let learner = voter
+            .and_then(|node| membership.by_node(node))
+            .filter(|m| membership.role(m.raft_id) == Some(MemberRole::Learner));
+        let progress = match learner {
+            Some(m) if m.has_joined() => {
+                Progress::CatchingUp { matched: 0, last: membership.index }
+            }
+            Some(_) => Progress::Expected,
+            None => Progress::Done,
+        };
+        Self { membership: membership.clone(), progress }
+    }
 }

@@ -37,6 +37,8 @@ pub(super) struct Leadership {
     timeout: usize,
     seen: (Term, StateRole, RaftId),
     heard: BTreeMap<RaftId, u64>,
+    /// The tick at which this node began to lead, when it leads.
+    led_since: u64,
     transfer: Option<Transfer>,
 }
 
@@ -54,6 +56,7 @@ impl Leadership {
             timeout: 0,
             seen: (0, StateRole::Follower, 0),
             heard: BTreeMap::new(),
+            led_since: 0,
             transfer: None,
         }
     }
@@ -81,12 +84,14 @@ impl Node {
         // H4: rounds of another term or leader are never answered.
         self.reads.retry_asked_before(u64::MAX);
         self.status_changed = true;
-        self.changes.forget_rounds();
+        self.changes.leader_changed(self.tick);
         if (before.1, before.2) != (now.1, now.2) {
             slog::info!(self.logger, "leadership"; "term" => now.0, "role" => %self.role(),
                 "leader" => self.node_of(now.2));
         }
-        if now.1 != StateRole::Leader {
+        if now.1 == StateRole::Leader {
+            self.leadership.led_since = self.tick;
+        } else {
             if zoo::has(Bug::DeposedMeansDropped) {
                 self.proposals.decide(0, u64::MAX);
             }
@@ -102,6 +107,22 @@ impl Node {
     /// Ticks since the last message of a peer.
     pub(super) fn silent_ticks(&self, id: RaftId) -> Option<u64> {
         self.leadership.heard.get(&id).map(|at| self.tick - at)
+    }
+
+    /// The tick of the last message of a peer.
+    pub(super) fn heard_at(&self, id: RaftId) -> Option<u64> {
+        self.leadership.heard.get(&id).copied()
+    }
+
+    /// The tick of the last message of a peer, or that at which this node began to lead: before, it
+    /// had no reason to hear of it.
+    pub(super) fn last_sign(&self, id: RaftId) -> u64 {
+        self.heard_at(id).unwrap_or(0).max(self.leadership.led_since)
+    }
+
+    /// The tick at which this node began to lead, when it leads.
+    pub(super) fn led_since(&self) -> u64 {
+        self.leadership.led_since
     }
 
     /// Whether a member was heard within an election timeout; oneself always.
@@ -121,15 +142,30 @@ impl Node {
     }
 
     /// Starts a transfer to this node, or to the most advanced voter that is heard.
-    pub(super) fn begin_transfer(&mut self, to: Option<NodeId>) -> Result<(), Error> {
+    fn begin_transfer(&mut self, to: Option<NodeId>) -> Result<(), Error> {
         let target = match to {
             Some(node) => self.transfer_target(node)?,
-            None => self.best_voter()?,
+            None => {
+                let conf = self.membership.as_ref().map(|m| m.conf_state.voters.clone());
+                self.best_voter(conf.unwrap_or_default())?
+            }
         };
+        self.begin_transfer_to(target);
+        Ok(())
+    }
+
+    /// Starts a transfer to the most advanced of these that is heard.
+    pub(super) fn begin_transfer_among(&mut self, voters: Vec<RaftId>) -> Result<(), Error> {
+        let target = self.best_voter(voters)?;
+        self.begin_transfer_to(target);
+        Ok(())
+    }
+
+    fn begin_transfer_to(&mut self, target: RaftId) {
         if target == self.raft_id
             || self.leadership.transfer.as_ref().is_some_and(|t| t.to == target)
         {
-            return Ok(());
+            return;
         }
         self.raw.transfer_leader(target);
         let deadline = self.tick + self.limits.election_tick;
@@ -141,7 +177,6 @@ impl Node {
         if let Some(old) = replaced {
             fail(old, "another transfer was asked for");
         }
-        Ok(())
     }
 
     fn transfer_target(&self, node: NodeId) -> Result<RaftId, Error> {
@@ -149,15 +184,15 @@ impl Node {
         let member = m
             .by_node(node)
             .ok_or_else(|| Error::Membership(format!("node {node} is no member")))?;
-        if m.role(member.raft_id) != Some(MemberRole::Voter) {
+        if !m.conf_state.voters.contains(&member.raft_id) {
             return Err(Error::Membership(format!("node {node} is a learner and cannot lead")));
         }
         Ok(member.raft_id)
     }
 
-    fn best_voter(&self) -> Result<RaftId, Error> {
+    fn best_voter(&self, voters: Vec<RaftId>) -> Result<RaftId, Error> {
         let prs = self.raw.raft.prs();
-        let others = self.voters().into_iter().filter(|id| *id != self.raft_id);
+        let others = voters.into_iter().filter(|id| *id != self.raft_id);
         others
             .filter(|id| self.is_heard(*id))
             .max_by_key(|id| prs.get(*id).map_or(0, |p| p.matched))

@@ -1,15 +1,23 @@
-//! Membership changes: one at a time, checked before they are proposed, folded when committed.
+//! Membership changes: one at a time, in the order in which they were asked for, checked before they
+//! are proposed (`plan`), folded in when they are committed.
 //!
 //! Invariants:
 //! - nothing is proposed that raft would replace by an empty entry or that would fail when it is
 //!   applied (H5, R17);
 //! - the replicated address book changes only by committed entries, alike on every node;
-//! - a raft id is handed out once (correctness: an empty disk never speaks for a full one).
+//! - a raft id is handed out once (correctness: an empty disk never speaks for a full one);
+//! - a joint configuration is left by whoever leads, before anything else is changed;
+//! - a change is answered when it is in force: applied, a joint configuration left, its record
+//!   durable here and, as far as can be told, known to a majority of the new voters. What appends
+//!   nothing is answered once it is known that this node still led (`answers`).
 
-use std::collections::{BTreeMap, VecDeque};
+mod answers;
+mod plan;
+mod rounds;
+
+use std::collections::VecDeque;
 
 use bytes::Bytes;
-use raft_rs::{Changer, ProgressState};
 
 use super::event::{Change, Changed};
 use super::{Node, conf_change, envelope, proposals};
@@ -17,23 +25,48 @@ use crate::error::{Error, Leader};
 use crate::pb;
 use crate::reply::Reply;
 use crate::types::{
-    Entry, Incarnation, Index, Member, MemberRole, Membership, NodeId, Position, RaftId, Term,
-    eraftpb,
+    Entry, Index, Member, MemberRole, Membership, NodeId, Position, RaftId, Term, eraftpb,
 };
 use crate::zoo::{self, Bug};
-use eraftpb::{ConfChangeType, MessageType};
+use eraftpb::MessageType;
+use plan::{Plan, Verdict};
 
 /// Changes that may wait for their turn.
 const MAX_QUEUED: usize = 1024;
+/// Times that a leader tries to hand over before a change that takes its own vote: then the change
+/// is refused, or, in a joint configuration, made without.
+const MAX_HANDOVERS: u32 = 3;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    queue: VecDeque<(Change, Reply<Changed>)>,
+    queue: VecDeque<Queued>,
     /// The change that was proposed and is not decided yet.
     current: Option<Current>,
-    /// How far each learner has come on its way to a vote.
-    rounds: BTreeMap<RaftId, Round>,
+    /// Waits until the joint configuration is left that its change has entered.
+    joint: Option<Reply<Changed>>,
+    answers: answers::Answers,
+    rounds: rounds::Rounds,
+    /// Times that this leader tried to hand over before it leaves the present joint configuration.
+    handovers: u32,
+}
+
+/// A change that waits for its turn.
+#[derive(Debug)]
+struct Queued {
+    change: Change,
+    reply: Reply<Changed>,
+    /// The tick at which it was asked for.
+    since: u64,
+    /// It was looked at, and is not to hold others up.
+    waits: bool,
+    handovers: u32,
+}
+
+impl Queued {
+    fn new(change: Change, reply: Reply<Changed>, since: u64) -> Self {
+        Self { change, reply, since, waits: false, handovers: 0 }
+    }
 }
 
 #[derive(Debug)]
@@ -41,6 +74,8 @@ struct Current {
     term: Term,
     index: Index,
     reply: Option<Reply<Changed>>,
+    /// Who is to vote in the end.
+    voter: Option<NodeId>,
 }
 
 impl Current {
@@ -50,36 +85,24 @@ impl Current {
     }
 }
 
-/// A learner's catch-up round (Raft thesis, section 4.2.1).
-#[derive(Clone, Copy, Debug)]
-struct Round {
-    target: Index,
-    started: u64,
-}
-
-/// What to append for a change.
-enum Plan {
-    /// It holds already.
-    Done,
-    /// One configuration change and what it means for the address book.
-    Conf { kind: ConfChangeType, raft_id: RaftId, upsert: Option<Member> },
-    /// A new address.
-    Address(Member),
-}
-
 impl Changes {
-    pub(super) fn push(&mut self, change: Change, reply: Reply<Changed>) {
+    pub(super) fn push(&mut self, change: Change, reply: Reply<Changed>, tick: u64) {
         if self.queue.len() >= MAX_QUEUED {
             let bound = MAX_QUEUED as u64;
             reply.send(Err(Error::Overloaded { what: "queued membership changes", bound }));
         } else {
-            self.queue.push_back((change, reply));
+            self.queue.push_back(Queued::new(change, reply, tick));
         }
     }
 
-    /// Another term or leader: what learners reached before counts no more.
-    pub(super) fn forget_rounds(&mut self) {
+    /// Another term or leader: what learners reached before counts no more, and what was to be
+    /// confirmed is asked of the next leader.
+    pub(super) fn leader_changed(&mut self, tick: u64) {
         self.rounds.clear();
+        self.handovers = 0;
+        for (change, reply) in self.answers.take_back() {
+            self.queue.push_back(Queued::new(change, reply, tick));
+        }
     }
 
     pub(super) fn has_queued(&self) -> bool {
@@ -88,16 +111,30 @@ impl Changes {
 
     /// Takes everything that waits for a leader.
     pub(super) fn take_queued(&mut self) -> Vec<(Change, Reply<Changed>)> {
-        self.queue.drain(..).collect()
+        self.queue.drain(..).map(|q| (q.change, q.reply)).collect()
     }
 
-    pub(super) fn sweep(&mut self) {
-        self.queue.retain(|(_, reply)| !reply.is_closed());
+    /// Forgets those whose callers gave up, and asks again what was not confirmed in time.
+    pub(super) fn sweep(&mut self, asked_before: u64) {
+        self.queue.retain(|q| !q.reply.is_closed());
+        self.answers.retry_asked_before(asked_before);
     }
 
-    /// A snapshot covers this position: a change up to there is not known to have happened, one
-    /// above of an earlier term has not.
-    pub(super) fn covered(&mut self, at: Position) {
+    /// The node stops: nothing new is begun.
+    pub(super) fn stop(&mut self) {
+        self.queue.clear();
+        drop(self.answers.take_back());
+    }
+
+    /// A snapshot with this membership covers this position: a change up to there is not known to
+    /// have happened, one above of an earlier term has not.
+    pub(super) fn covered(&mut self, at: Position, membership: &Membership) {
+        if !membership.is_joint()
+            && let Some(reply) = self.joint.take()
+        {
+            // It was applied here before; the snapshot tells that it was completed.
+            reply.send(Ok(Changed::done(membership)));
+        }
         let Some(current) = self.current.take_if(|c| c.is_decided(at)) else { return };
         let error = if current.index <= at.index {
             Error::unknown("a snapshot covers the membership change")
@@ -110,16 +147,34 @@ impl Changes {
     }
 
     /// The entry at this position was applied: a change at its index is decided, and one above of
-    /// an earlier term. `changed` is the membership that it brought about.
-    pub(super) fn decide(&mut self, at: Position, changed: Option<&Membership>) {
+    /// an earlier term. `changed` is the membership that it brought about, whose record is in the
+    /// batch `number`; it is to be known by the others at `late`, or else is answered without.
+    pub(super) fn decide(
+        &mut self,
+        at: Position,
+        changed: Option<&Membership>,
+        number: u64,
+        late: u64,
+    ) {
+        if let Some(m) = changed.filter(|m| !m.is_joint())
+            && let Some(reply) = self.joint.take()
+        {
+            self.answers.spread(reply, Changed::done(m), number, late);
+        }
         let Some(current) = self.current.take_if(|c| c.is_decided(at)) else { return };
         let Some(reply) = current.reply else { return };
         let ours = (current.term, current.index) == (at.term, at.index);
-        reply.send(match changed {
-            Some(m) if ours => Ok(Changed { membership: m.clone() }),
-            None if ours => Err(Error::Membership("the engine refused the change".to_owned())),
-            Some(_) | None => Err(Error::Dropped),
-        });
+        match changed {
+            Some(m) if ours && m.is_joint() => self.joint = Some(reply),
+            Some(m) if ours => {
+                self.answers.spread(reply, Changed::applied(m, current.voter), number, late);
+            }
+            None if ours => {
+                let reason = "the engine refused the change".to_owned();
+                reply.send(Err(Error::Membership(reason)));
+            }
+            Some(_) | None => reply.send(Err(Error::Dropped)),
+        }
     }
 }
 
@@ -133,22 +188,38 @@ impl Node {
             self.leave_joint();
             return;
         }
-        while let Some((change, reply)) = self.changes.queue.pop_front() {
-            if !reply.begin() {
-                continue;
-            }
-            match self.plan(&change).and_then(|plan| self.propose_plan(plan)) {
-                Ok(None) => match &self.membership {
-                    Some(m) => reply.send(Ok(Changed { membership: m.clone() })),
-                    None => drop(reply),
-                },
-                Ok(Some((term, index))) => {
-                    self.changes.current = Some(Current { term, index, reply: Some(reply) });
-                    return;
+        let mut queue = std::mem::take(&mut self.changes.queue);
+        let mut rest = VecDeque::new();
+        while let Some(q) = queue.pop_front() {
+            let late = self.tick > q.since + self.patience();
+            match self.judge(&q.change, q.since) {
+                Ok(Verdict::Wait(_)) if !late => rest.push_back(Queued { waits: true, ..q }),
+                Ok(Verdict::Append(plan)) => {
+                    if q.reply.begin() && self.append(plan, &q.change, q.reply) {
+                        break;
+                    }
                 }
-                Err(error) => reply.send(Err(error)),
+                Ok(Verdict::HandOver(to)) => {
+                    rest.extend(self.hand_over_first(q, &to));
+                    break;
+                }
+                Ok(Verdict::Holds(progress)) => {
+                    let membership = self.membership.clone();
+                    let answer = membership.map(|membership| Changed { membership, progress });
+                    self.changes.answers.confirm(q.change, q.reply, answer.ok_or(Error::NoLeader));
+                }
+                Ok(Verdict::Wait(error)) | Err(error) => {
+                    self.changes.answers.confirm(q.change, q.reply, Err(error));
+                }
             }
         }
+        rest.extend(queue);
+        self.changes.queue = rest;
+    }
+
+    /// Ticks that a change may wait for what can only be told after a while: who is silent.
+    fn patience(&self) -> u64 {
+        2 * self.limits.election_tick + 4 * self.limits.heartbeat_tick
     }
 
     fn may_change(&self) -> bool {
@@ -160,95 +231,82 @@ impl Node {
     }
 
     fn is_joint(&self) -> bool {
-        self.membership.as_ref().is_some_and(|m| !m.conf_state.voters_outgoing.is_empty())
+        self.membership.as_ref().is_some_and(Membership::is_joint)
     }
 
     /// Our leaders leave a joint configuration themselves: raft's auto-leave forgets it when the
-    /// leader changes.
+    /// leader changes. One that will not vote afterwards hands over first, if it can.
     fn leave_joint(&mut self) {
+        if zoo::has(Bug::JointForEver) {
+            return;
+        }
+        let voters =
+            self.membership.as_ref().map_or_else(Vec::new, |m| m.conf_state.voters.clone());
+        if !voters.contains(&self.raft_id)
+            && self.changes.handovers < MAX_HANDOVERS
+            && self.begin_transfer_among(voters).is_ok()
+        {
+            self.changes.handovers += 1;
+            return;
+        }
         if let Err(error) = self.propose_conf(Bytes::new(), Bytes::new()) {
             slog::warn!(self.logger, "cannot leave the joint configuration yet";
                 "reason" => %error);
         }
     }
 
-    fn plan(&mut self, change: &Change) -> Result<Plan, Error> {
-        let Some(membership) = &self.membership else { return Err(Error::NoLeader) };
-        match change {
-            Change::Join { node_id, incarnation, addr } => {
-                plan_join(membership, *node_id, *incarnation, addr)
-            }
-            Change::Update { node_id, incarnation, addr } => {
-                plan_update(membership, *node_id, *incarnation, addr)
-            }
-            Change::Remove { node_id } => {
-                let Some(raft_id) = membership.by_node(*node_id).map(|m| m.raft_id) else {
-                    return Ok(Plan::Done);
-                };
-                self.plan_remove(raft_id, *node_id)
+    /// A leader that is to lose its vote hands over; the next one makes the change (H1). Gives it
+    /// back to wait for that.
+    fn hand_over_first(&mut self, q: Queued, to: &[RaftId]) -> Option<Queued> {
+        let begun = if q.handovers < MAX_HANDOVERS {
+            self.begin_transfer_among(to.to_vec())
+        } else {
+            let reason = "this node leads, and none of the voters that stay takes over; see \
+                          whether they are healthy, then try again";
+            Err(Error::Membership(reason.to_owned()))
+        };
+        match begun {
+            Ok(()) => Some(Queued { handovers: q.handovers + 1, ..q }),
+            Err(error) => {
+                q.reply.send(Err(error));
+                None
             }
         }
     }
 
-    fn plan_remove(&mut self, raft_id: RaftId, node_id: NodeId) -> Result<Plan, Error> {
-        let voters = self.voters();
-        if voters.contains(&raft_id) {
-            let rest: Vec<RaftId> = voters.into_iter().filter(|v| *v != raft_id).collect();
-            if rest.is_empty() {
-                return Err(Error::Membership(format!(
-                    "node {node_id} is the last voter; a cluster without voters could never be \
-                     used again. Shut it down instead"
-                )));
+    /// Proposes a plan, whose outcome answers. False when it could not be proposed.
+    fn append(&mut self, plan: Plan, change: &Change, reply: Reply<Changed>) -> bool {
+        let voter =
+            if let Change::AddVoter { node_id, .. } = change { Some(*node_id) } else { None };
+        match self.propose_plan(plan) {
+            Ok((term, index)) => {
+                self.changes.current = Some(Current { term, index, reply: Some(reply), voter });
+                true
             }
-            self.require_quorum(&rest, "removing this voter")?;
-            if raft_id == self.raft_id {
-                self.begin_transfer(None)?;
-                return Err(Error::NotLeader { leader: None });
+            Err(error) => {
+                reply.send(Err(error));
+                false
             }
         }
-        Ok(Plan::Conf { kind: ConfChangeType::RemoveNode, raft_id, upsert: None })
     }
 
-    /// Refuses a change that would leave a set of voters of whom no majority is heard.
-    fn require_quorum(&self, voters: &[RaftId], what: &str) -> Result<(), Error> {
-        let alive = voters.iter().filter(|v| self.is_heard(**v)).count();
-        let quorum = voters.len() / 2 + 1;
-        if alive < quorum {
-            return Err(Error::Membership(format!(
-                "{what} would leave {} voters of whom only {alive} are reachable; {quorum} are \
-                 needed. Bring the others back first",
-                voters.len()
-            )));
-        }
+    /// Proposes a change that nobody has asked for.
+    fn append_own(&mut self, plan: Plan) -> Result<(), Error> {
+        let (term, index) = self.propose_plan(plan)?;
+        self.changes.current = Some(Current { term, index, reply: None, voter: None });
         Ok(())
     }
 
-    /// Proposes a plan; None when nothing is to do.
-    fn propose_plan(&mut self, plan: Plan) -> Result<Option<(Term, Index)>, Error> {
+    fn propose_plan(&mut self, plan: Plan) -> Result<(Term, Index), Error> {
         match plan {
-            Plan::Done => Ok(None),
-            Plan::Address(member) => {
-                let change = pb::MembershipChange { upsert: vec![member.to_pb()], next_raft_id: 0 };
+            Plan::Record(change) => {
                 let data = envelope::membership(&prost::Message::encode_to_vec(&change));
                 self.propose_entries(vec![proposals::entry(data)])?;
-                Ok(Some((self.raw.raft.term, self.last_index())))
+                Ok((self.raw.raft.term, self.last_index()))
             }
-            Plan::Conf { kind, raft_id, upsert } => {
-                let mut single = eraftpb::ConfChangeSingle::default();
-                single.set_change_type(kind);
-                single.node_id = raft_id;
-                Changer::new(self.raw.raft.prs())
-                    .simple(std::slice::from_ref(&single))
-                    .map_err(|e| Error::Membership(e.to_string()))?;
-                let mut cc = eraftpb::ConfChangeV2::default();
-                cc.set_changes(vec![single].into());
-                let next_raft_id = upsert.as_ref().map_or(0, |m| m.raft_id + 1);
-                let change = pb::MembershipChange {
-                    upsert: upsert.iter().map(Member::to_pb).collect(),
-                    next_raft_id,
-                };
-                let context = prost::Message::encode_to_vec(&change).into();
-                self.propose_conf(conf_change::encode(&cc), context).map(Some)
+            Plan::Conf { change, context } => {
+                let context = prost::Message::encode_to_vec(&context).into();
+                self.propose_conf(conf_change::encode(&change), context)
             }
         }
     }
@@ -294,6 +352,13 @@ impl Node {
             }
         };
         if let Some(m) = &mut self.membership {
+            for new in change.upsert.iter().filter(|new| m.by_raft(new.raft_id).is_none()) {
+                if let Some(old) = m.by_node(new.node_id) {
+                    slog::info!(self.logger, "a data directory was lost; another one takes its \
+                        place, as a learner until it has caught up"; "node" => new.node_id,
+                        "addr" => &new.addr, "raft_id" => new.raft_id, "before" => old.raft_id);
+                }
+            }
             m.conf_state = (&conf).into();
             fold(m, change, entry.index);
         }
@@ -322,56 +387,6 @@ impl Node {
         }
     }
 
-    /// Promotes one learner that has caught up, if any (thesis 4.2.1, R17).
-    pub(super) fn promote_learner(&mut self) {
-        if !self.may_change() || self.is_joint() || self.changes.has_queued() {
-            return;
-        }
-        let Some(membership) = &self.membership else { return };
-        let learners = membership.conf_state.learners.clone();
-        self.changes.rounds.retain(|id, _| learners.contains(id));
-        let Some(raft_id) = learners.into_iter().find(|id| self.has_caught_up(*id)) else { return };
-        let mut voters = self.voters();
-        voters.push(raft_id);
-        if self.require_quorum(&voters, "promoting a learner").is_err() {
-            return;
-        }
-        self.changes.rounds.remove(&raft_id);
-        let plan = Plan::Conf { kind: ConfChangeType::AddNode, raft_id, upsert: None };
-        match self.propose_plan(plan) {
-            Ok(Some((term, index))) => {
-                self.changes.current = Some(Current { term, index, reply: None });
-            }
-            Ok(None) => {}
-            Err(error) => {
-                slog::warn!(self.logger, "cannot promote a learner yet"; "reason" => %error);
-            }
-        }
-    }
-
-    /// Whether a learner reached the end of the log, as it was when a round began that took less
-    /// than an election timeout.
-    fn has_caught_up(&mut self, id: RaftId) -> bool {
-        let last = self.last_index();
-        let tick = self.tick;
-        let Some(progress) = self.raw.raft.prs().get(id) else { return false };
-        let live = progress.state == ProgressState::Replicate
-            && self.silent_ticks(id).is_some_and(|t| t <= self.limits.heartbeat_tick * 2);
-        if !live {
-            self.changes.rounds.remove(&id);
-            return false;
-        }
-        let round = *self.changes.rounds.entry(id).or_insert(Round { target: last, started: tick });
-        if progress.matched < round.target {
-            return false;
-        }
-        let quick = tick - round.started < self.limits.election_tick;
-        if !quick {
-            self.changes.rounds.insert(id, Round { target: last, started: tick });
-        }
-        quick
-    }
-
     /// The voters in force, joint ones included.
     pub(super) fn voters(&self) -> Vec<RaftId> {
         let mut all: Vec<RaftId> = self.raw.raft.prs().conf().voters().ids().iter().collect();
@@ -390,60 +405,6 @@ impl Node {
     }
 }
 
-fn plan_join(
-    m: &Membership,
-    node_id: NodeId,
-    incarnation: Incarnation,
-    addr: &str,
-) -> Result<Plan, Error> {
-    match m.by_node(node_id) {
-        Some(known) if known.incarnation == incarnation && known.addr == addr => Ok(Plan::Done),
-        Some(known) if known.incarnation == incarnation => {
-            Ok(Plan::Address(Member { addr: addr.to_owned(), ..known.clone() }))
-        }
-        Some(known) => Err(Error::Membership(format!(
-            "node {node_id} is a member already, at {}, with another data directory. If that \
-             directory is lost, remove node {node_id} from the cluster first, then join again; \
-             if it is not, start the node with it; if the id is a mistake, choose another",
-            known.addr
-        ))),
-        None => {
-            if node_id == 0 || addr.is_empty() {
-                return Err(Error::Membership(
-                    "a member needs an id above 0 and an address".into(),
-                ));
-            }
-            let mut raft_id = m.next_raft_id;
-            if zoo::has(Bug::RaftIdReused) {
-                raft_id = 1 + m.members.iter().map(|known| known.raft_id).max().unwrap_or(0);
-            }
-            let member = Member {
-                node_id,
-                raft_id,
-                incarnation,
-                addr: addr.to_owned(),
-                metadata: Bytes::new(),
-            };
-            Ok(Plan::Conf { kind: ConfChangeType::AddLearnerNode, raft_id, upsert: Some(member) })
-        }
-    }
-}
-
-fn plan_update(
-    m: &Membership,
-    node_id: NodeId,
-    incarnation: Incarnation,
-    addr: &str,
-) -> Result<Plan, Error> {
-    match m.by_node(node_id).filter(|known| known.incarnation == incarnation) {
-        Some(known) if known.addr == addr => Ok(Plan::Done),
-        Some(known) => Ok(Plan::Address(Member { addr: addr.to_owned(), ..known.clone() })),
-        None => Err(Error::Membership(format!(
-            "node {node_id} with this data directory is no member of the cluster"
-        ))),
-    }
-}
-
 /// Folds a change into the address book; members that raft does not count any more go.
 fn fold(m: &mut Membership, change: pb::MembershipChange, index: Index) {
     m.index = index;
@@ -454,5 +415,5 @@ fn fold(m: &mut Membership, change: pb::MembershipChange, index: Index) {
     }
     let conf = m.conf_state.clone();
     m.members.retain(|member| conf.contains(member.raft_id));
-    m.members.sort_by_key(|member| member.node_id);
+    m.members.sort_by_key(|member| (member.node_id, member.raft_id));
 }

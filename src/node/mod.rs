@@ -50,6 +50,7 @@ struct Limits {
     election_tick: u64,
     max_size_per_msg: u64,
     max_apply_lag: u64,
+    remove_dead_after: Option<u64>,
     snapshot_entries: u64,
     snapshot_bytes: u64,
     snapshot_trailing_entries: u64,
@@ -64,6 +65,7 @@ impl Limits {
             election_tick: c.election_tick as u64,
             max_size_per_msg: c.max_size_per_msg,
             max_apply_lag: c.max_apply_lag,
+            remove_dead_after: c.remove_dead_after.map(|after| c.ticks(after)),
             snapshot_entries: c.snapshot_entries,
             snapshot_bytes: c.snapshot_bytes,
             snapshot_trailing_entries: c.snapshot_trailing_entries,
@@ -161,7 +163,9 @@ impl Node {
                     self.fifo(Effect::Query(vec![now]));
                 }
             }
-            Event::Change { change, reply } if !self.stopping => self.changes.push(change, reply),
+            Event::Change { change, reply } if !self.stopping => {
+                self.changes.push(change, reply, self.tick);
+            }
             Event::Transfer { to, reply } => self.on_transfer(to, reply),
             Event::Propose(_) | Event::Read(_) | Event::Change { .. } => {}
         }
@@ -174,8 +178,10 @@ impl Node {
             self.route_requests();
             self.propose_queued();
             self.start_change();
+            self.ask_for_answers();
             self.ask_reads();
             self.drain();
+            self.answer_spread();
             self.serve_reads();
             self.maybe_capture();
             if self.status_changed {
@@ -206,13 +212,14 @@ impl Node {
             unstable.shrink_to_fit();
         }
         self.proposals.sweep();
-        self.changes.sweep();
         self.reads.sweep();
         // A leader drops a round that reaches it before its first commit: asked again soon.
-        self.reads.retry_asked_before(self.tick.saturating_sub(2 * self.limits.heartbeat_tick));
+        let soon = self.tick.saturating_sub(2 * self.limits.heartbeat_tick);
+        self.reads.retry_asked_before(soon);
+        self.changes.sweep(soon);
         self.expire_transfer();
         self.watch_transfers();
-        self.promote_learner();
+        self.tend_members();
         self.notice_progress();
     }
 
@@ -336,7 +343,7 @@ impl Node {
     fn on_stop(&mut self) {
         self.stopping = true;
         drop(self.proposals.take_queued());
-        drop(self.changes.take_queued());
+        self.changes.stop();
         self.reads.clear();
         let now = self.hard_state();
         if now != self.logged {

@@ -72,12 +72,18 @@ impl Reads {
         if self.queue.is_empty() || self.rounds.len() >= MAX_ROUNDS {
             return None;
         }
+        let context = self.fresh_context();
+        let reads = std::mem::take(&mut self.queue);
+        self.rounds.push(Round { counter: context.counter, asked: tick, reads });
+        Some(context)
+    }
+
+    /// The context of a round that is asked for something else than reads.
+    pub(super) fn fresh_context(&mut self) -> ReadContext {
         if !zoo::has(Bug::ReadContextReused) {
             self.counter += 1;
         }
-        let reads = std::mem::take(&mut self.queue);
-        self.rounds.push(Round { counter: self.counter, asked: tick, reads });
-        Some(ReadContext { raft_id: self.raft_id, nonce: self.nonce, counter: self.counter })
+        ReadContext { raft_id: self.raft_id, nonce: self.nonce, counter: self.counter }
     }
 
     /// A round is answered: its reads are good at `index`.

@@ -62,6 +62,7 @@ impl Node {
         for answer in answers {
             if let Some(context) = super::context::ReadContext::decode(&answer.request_ctx) {
                 self.reads.answered(&context, answer.index);
+                self.answers_confirmed(&context);
             }
         }
         let vote = self.log_hard_state(&mut batch) || install.is_some();
@@ -171,8 +172,7 @@ impl Node {
     fn engine_persisted(&mut self, ready: u64, installed: Index) {
         let before = self.raw.raft.raft_log.persisted.max(installed);
         self.raw.on_persist_ready(ready);
-        let first = self.pipeline.first_unsynced().filter(|_| !zoo::has(Bug::CountReplaced));
-        if let Some(first) = first {
+        if let Some(first) = self.pipeline.first_unsynced() {
             let log = &mut self.raw.raft.raft_log;
             log.persisted = log.persisted.min(before.max(first.saturating_sub(1)));
         }
@@ -220,7 +220,11 @@ impl Node {
                 }
                 self.membership_changed(position);
             }
-            self.changes.decide(position, self.membership.as_ref().filter(|_| changed));
+            // Nobody's vote depends on an address: that others know of it is not waited for.
+            let votes = entry.kind != EntryKind::Normal;
+            let late = self.tick + if votes { self.limits.election_tick } else { 0 };
+            let members = self.membership.as_ref().filter(|_| changed);
+            self.changes.decide(position, members, number, late);
             if entry.index > self.store_floor || zoo::has(Bug::ApplyAgain) {
                 items.push(Committed { index: entry.index, data, replies });
             }
@@ -299,7 +303,7 @@ impl Node {
         self.store_floor = index;
         self.snapshots.resume(meta);
         self.proposals.covered(meta.position);
-        self.changes.covered(meta.position);
+        self.changes.covered(meta.position, &meta.membership);
         self.membership = Some(meta.membership.clone());
         self.fifo(Effect::SetPeers(meta.membership.clone()));
         self.status_changed = true;

@@ -41,6 +41,7 @@ fn member(id: NodeId) -> Member {
         incarnation: Incarnation::from_u128(u128::from(id)),
         addr: format!("old-{id}:1"),
         metadata: Bytes::from_static(b"rack 7"),
+        learner_only: false,
     }
 }
 

@@ -25,6 +25,7 @@ fn membership(index: Index) -> Membership {
             incarnation: Incarnation::from_u128(8),
             addr: "a:1".to_owned(),
             metadata: Bytes::new(),
+            learner_only: false,
         }],
         next_raft_id: 2,
     }

@@ -146,6 +146,21 @@ impl<S: Store> Cluster<S> {
         Ok(mailbox)
     }
 
+    /// Takes the disk of a node that has stopped: when it is restarted it is empty, as after the loss
+    /// of a machine, and is let in again under its id once the others have not heard of it for an
+    /// election timeout.
+    ///
+    /// # Errors
+    /// When it is unknown or runs.
+    pub fn wipe(&mut self, id: NodeId) -> Result<()> {
+        let slot = self.nodes.get_mut(&id).ok_or_else(|| unknown(id))?;
+        if slot.running.is_some() {
+            return Err(Error::Membership(format!("node {id} runs; crash or stop it first")));
+        }
+        slot.disk = Disk::default();
+        Ok(())
+    }
+
     /// Ends a node without warning, as a crash would, and waits until it is gone. What it had not
     /// synced is lost.
     ///

@@ -168,6 +168,7 @@ mod tests {
                     incarnation: Incarnation::from_u128(9),
                     addr: "host:1".to_owned(),
                     metadata: Bytes::from_static(b"m"),
+                    learner_only: false,
                 }],
                 next_raft_id: 5,
             },

@@ -121,6 +121,7 @@ pub(crate) fn snapshot(from: RaftId, to: RaftId, size: u64) -> Message {
                 incarnation: incarnation(1),
                 addr: "h:1".to_owned(),
                 metadata: Bytes::new(),
+                learner_only: false,
             }],
             next_raft_id: 3,
         },
@@ -244,7 +245,7 @@ impl Handler for Recorder {
         if self.hung {
             pending::<()>().await;
         }
-        let done = pb::Done { index: self.raft_id };
+        let done = pb::Done { index: self.raft_id, waits: None };
         pb::Response { kind: Some(pb::response::Kind::Done(done)) }
     }
 }

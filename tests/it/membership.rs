@@ -1,8 +1,8 @@
 //! Joining, leaving, removing, handing over; crashes and partitions in memory.
 
 use futures::StreamExt;
-use raftline::testing::cluster::Cluster;
-use raftline::{Error, Role};
+use raftline::testing::cluster::{Cluster, addr};
+use raftline::{Error, Mailbox, Member, Progress, Role};
 
 use crate::support::{Journal, config, logger, number};
 
@@ -114,4 +114,223 @@ async fn a_crashed_follower_catches_up_from_a_snapshot() {
     let back = cluster.restart(down).unwrap();
     assert_eq!(number(&back.query(Vec::new()).await.unwrap()), 100);
     assert_eq!(back.query(b"57".to_vec()).await.unwrap(), b"57");
+}
+
+/// What a refused call says; nothing was changed by it.
+fn refusal(outcome: raftline::Result<()>) -> String {
+    let error = outcome.expect_err("refused");
+    assert!(matches!(error, Error::Membership(_)), "{error}");
+    error.to_string()
+}
+
+async fn member(mailbox: &Mailbox, id: u64) -> Option<Member> {
+    mailbox.members().await.unwrap().into_iter().find(|m| m.node_id == id)
+}
+
+async fn voters(mailbox: &Mailbox) -> Vec<u64> {
+    mailbox.read_index().await.unwrap();
+    let status = mailbox.status().await.unwrap();
+    status.members.iter().filter(|m| m.voter).map(|m| m.id).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_voter_is_added_in_one_call_that_tells_how_far_it_is() {
+    let mut cluster = cluster(3).await;
+    let leader = cluster.leader().await.unwrap();
+    let follower = (1..=3).find(|id| *id != leader).unwrap();
+    let asked = cluster.mailbox(follower).unwrap();
+    let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let heard = told.clone();
+    let adding = tokio::spawn(async move {
+        asked.add_voter_with(4, addr(4), move |p| heard.lock().unwrap().push(p)).await
+    });
+    // Its process is started only when it is expected already.
+    let expected = |s: &raftline::Status| s.members.iter().any(|m| m.id == 4);
+    cluster.mailbox(follower).unwrap().wait_for(expected).await.unwrap();
+    cluster.add(4).unwrap();
+    adding.await.unwrap().unwrap();
+    assert_eq!(voters(&cluster.mailbox(4).unwrap()).await, [1, 2, 3, 4]);
+    let told = told.lock().unwrap().clone();
+    assert_eq!((told.first(), told.last()), (Some(&Progress::Expected), Some(&Progress::Done)));
+    // Asked again it holds.
+    cluster.mailbox(4).unwrap().add_voter(4, addr(4)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_learner_for_good_is_promoted_and_demoted_by_calls_alone() {
+    let mut cluster = cluster(1).await;
+    let mailbox = cluster.mailbox(1).unwrap();
+    mailbox.add_learner(2, addr(2)).await.unwrap();
+    let said = refusal(mailbox.promote(2).await);
+    assert!(said.contains("its data directory has not joined"), "{said}");
+    let patience = std::time::Duration::from_millis(200);
+    let error = mailbox.with_timeout(patience).replace(1, 2).await.unwrap_err();
+    assert!(error.outcome_unknown() && error.to_string().contains("not joined yet"), "{error}");
+    let learner = cluster.add(2).unwrap();
+    learner.wait_for(|s| s.role == Role::Learner && s.applied > 1).await.unwrap();
+    while let Err(e) = learner.promote(2).await {
+        assert!(e.to_string().contains("has not caught up"), "{e}");
+    }
+    assert_eq!(voters(&mailbox).await, [1, 2]);
+    learner.demote(2).await.unwrap();
+    assert_eq!(voters(&mailbox).await, [1]);
+    assert!(member(&mailbox, 2).await.unwrap().learner_only);
+    let said = refusal(mailbox.demote(1).await);
+    assert!(said.contains("last voter"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_members_change_at_once_the_leader_among_them() {
+    let mut cluster = cluster(3).await;
+    for id in [4, 5] {
+        let mailbox = cluster.mailbox(1).unwrap();
+        mailbox.add_learner(id, addr(id)).await.unwrap();
+        let learner = cluster.add(id).unwrap();
+        learner.wait_for(|s| s.applied > 1).await.unwrap();
+    }
+    let leader = cluster.leader().await.unwrap();
+    let stays = (1..=3).find(|id| *id != leader).unwrap();
+    let third = 6 - leader - stays;
+    let asked = cluster.mailbox(stays).unwrap();
+    while let Err(e) = asked.change_membership(&[stays, 4, 5], &[third]).await {
+        assert!(e.to_string().contains("has not caught up"), "{e}");
+    }
+    let mut wanted = [stays, 4, 5];
+    wanted.sort_unstable();
+    assert_eq!(voters(&asked).await, wanted);
+    assert!(member(&asked, third).await.is_some_and(|m| m.learner_only));
+    let error = cluster.ended(leader).await.unwrap_err();
+    assert!(matches!(error, Error::Removed { node } if node == leader), "{error}");
+    cluster.mailbox(third).unwrap().propose("the rest goes on").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_is_replaced_by_another_in_one_call() {
+    let mut cluster = cluster(3).await;
+    let leader = cluster.leader().await.unwrap();
+    let mailbox = cluster.mailbox(leader).unwrap();
+    let old = (1..=3).find(|id| *id != leader).unwrap();
+    mailbox.add_learner(4, addr(4)).await.unwrap();
+    cluster.add(4).unwrap();
+    mailbox.replace(old, 4).await.unwrap();
+    let mut wanted: Vec<u64> = (1..=4).filter(|id| *id != old).collect();
+    wanted.sort_unstable();
+    assert_eq!(voters(&mailbox).await, wanted);
+    assert!(matches!(cluster.ended(old).await, Err(Error::Removed { .. })));
+    mailbox.replace(old, 4).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_lost_its_disk_is_let_in_again() {
+    let mut cluster = cluster(3).await;
+    let leader = cluster.leader().await.unwrap();
+    let mailbox = cluster.mailbox(leader).unwrap();
+    let lost = (1..=3).find(|id| *id != leader).unwrap();
+    mailbox.propose("before").await.unwrap();
+    let before = member(&mailbox, lost).await.unwrap();
+    cluster.crash(lost).await.unwrap();
+    cluster.wipe(lost).unwrap();
+    let back = cluster.restart(lost).unwrap();
+    back.wait_for(|s| s.role == Role::Follower).await.unwrap();
+    assert_eq!(number(&back.query(Vec::new()).await.unwrap()), 1);
+    let after = member(&mailbox, lost).await.unwrap();
+    assert!(after.raft_id > before.raft_id && after.incarnation != before.incarnation);
+    assert_eq!(mailbox.members().await.unwrap().len(), 3);
+    assert_eq!(voters(&mailbox).await, [1, 2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_node_under_the_id_of_a_healthy_one_is_refused() {
+    let mut cluster = cluster(2).await;
+    let endpoint = std::sync::Arc::new(cluster.network().endpoint("elsewhere:1"));
+    let place = "elsewhere:1".to_owned();
+    let raft = raftline::Raft::with_transport(
+        endpoint,
+        place.clone(),
+        Journal::default(),
+        logger(),
+        raftline::Config { durability: raftline::Durability::Volatile, ..config() },
+    )
+    .unwrap();
+    let said = refusal(raft.join(2, place, Some(1), addr(1)).await);
+    assert!(said.contains("its present data directory has just been heard of"), "{said}");
+    assert!(said.contains("If the id is a mistake, choose another"), "{said}");
+    cluster.mailbox(2).unwrap().propose("still here").await.unwrap();
+    cluster.stop(2).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_refusal_says_why_and_what_to_do() {
+    let mut cluster = cluster(3).await;
+    let leader = cluster.leader().await.unwrap();
+    let down = (1..=3).find(|id| *id != leader).unwrap();
+    let third = 6 - leader - down;
+    // From a node that does not lead.
+    let asked = cluster.mailbox(third).unwrap();
+    let cases = [
+        (asked.promote(9).await, "node 9 is no member; add it first"),
+        (asked.demote(9).await, "node 9 is no member"),
+        (asked.replace(1, 9).await, "node 9 is no member"),
+        (asked.replace(2, 2).await, "cannot replace itself"),
+        (asked.update_member(9, None, None).await, "node 9 is no member"),
+        (asked.update_member(1, Some("nowhere".into()), None).await, "no host:port address"),
+        (asked.update_member(1, None, Some(vec![0; 65_537].into())).await, "at most 65536 bytes"),
+        (asked.add_learner(1, addr(1)).await, "node 1 is a voter already; demote"),
+        (asked.add_voter(1, "else:1").await, "update_member gives it another address"),
+        (asked.add_voter(0, addr(9)).await, "must not be 0"),
+        (asked.change_membership(&[], &[1]).await, "no voters would be left"),
+        (asked.change_membership(&[1, 2], &[2]).await, "to be voter and learner"),
+        (asked.change_membership(&[1, 2, 9], &[]).await, "node 9 is no member"),
+    ];
+    for (outcome, text) in cases {
+        let said = refusal(outcome);
+        assert!(said.contains(text), "{text}: {said}");
+    }
+    cluster.crash(down).await.unwrap();
+    cluster.mailbox(leader).unwrap().wait_for(|s| s.health.contains("not heard")).await.unwrap();
+    let said = refusal(asked.change_membership(&[leader, down], &[]).await);
+    assert!(said.contains("this would lose the quorum: of 2 voters only 1"), "{said}");
+    assert!(said.contains("Bring the others back first"), "{said}");
+    assert_eq!(voters(&asked).await, [1, 2, 3], "nothing was changed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn address_and_metadata_of_a_member_are_replicated() {
+    let mut cluster = cluster(2).await;
+    let asked = cluster.mailbox(2).unwrap();
+    asked.update_member(1, None, Some("rack 7".into())).await.unwrap();
+    let there = member(&cluster.mailbox(1).unwrap(), 1).await.unwrap();
+    assert_eq!((&there.metadata[..], there.addr), (&b"rack 7"[..], addr(1)));
+    asked.update_member(1, None, None).await.unwrap();
+    // It is in the log, and so in what a node holds that joins later.
+    let late = cluster.add(3).unwrap();
+    late.wait_for(|s| s.role == Role::Follower).await.unwrap();
+    assert_eq!(&member(&late, 1).await.unwrap().metadata[..], b"rack 7");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_voter_that_is_silent_for_long_is_removed_if_it_is_wanted() {
+    let after = config().election_timeout() * 10;
+    let config = raftline::Config { remove_dead_after: Some(after), ..config() };
+    let mut cluster = Cluster::new(7, config, |_| Journal::default()).with_logger(logger());
+    cluster.start(4).await.unwrap();
+    let leader = cluster.leader().await.unwrap();
+    let dead: Vec<u64> = (1..=4).filter(|id| *id != leader).take(1).collect();
+    cluster.crash(dead[0]).await.unwrap();
+    let mailbox = cluster.mailbox(leader).unwrap();
+    mailbox.wait_for(|s| s.members.len() == 3).await.unwrap();
+    assert!(member(&mailbox, dead[0]).await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_does_not_want_to_vote_stays_a_learner() {
+    let config = raftline::Config { auto_promote: false, ..config() };
+    let mut cluster = Cluster::new(7, config, |_| Journal::default()).with_logger(logger());
+    let first = cluster.add(1).unwrap();
+    cluster.leader().await.unwrap();
+    let second = cluster.add(2).unwrap();
+    second.wait_for(|s| s.role == Role::Learner && s.applied > 1).await.unwrap();
+    assert!(member(&first, 2).await.unwrap().learner_only);
+    first.add_voter(2, addr(2)).await.unwrap();
+    assert_eq!(voters(&second).await, [1, 2]);
 }

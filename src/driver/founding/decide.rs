@@ -104,6 +104,7 @@ pub(crate) fn record<'a>(
             incarnation,
             addr: addr.to_owned(),
             metadata: Bytes::new(),
+            learner_only: false,
         })
         .collect();
     members.sort_by_key(|m| m.node_id);

@@ -11,6 +11,7 @@ fn view() -> View {
         incarnation: Incarnation::from_u128(u128::from(n)),
         addr: format!("n{n}:1"),
         metadata: Bytes::new(),
+        learner_only: false,
     };
     View {
         identity: Some(Identity {

@@ -77,6 +77,7 @@ pub(super) fn membership() -> Membership {
         incarnation: crate::types::Incarnation::from_u128(id.into()),
         addr: String::new(),
         metadata: Bytes::new(),
+        learner_only: false,
     };
     Membership {
         cluster_id: ClusterId::from_u128(1),

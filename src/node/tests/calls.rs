@@ -11,20 +11,20 @@ use super::cluster::Cluster;
 use crate::error::Result;
 use crate::node::event::{Applied, Change, Event, Freshness, Proposal, Read};
 use crate::reply::{Waiter, reply};
-use crate::types::{Membership, NodeId};
+use crate::types::{Incarnation, Membership, NodeId, Progress};
 
 /// What a call came to.
 #[derive(Debug)]
 pub(super) enum Answer {
     Applied(Applied),
-    Members(Membership),
+    Members(Membership, Progress),
     Done,
 }
 
 /// A call of a user, not answered yet.
 pub(super) struct Call {
     pub(super) name: String,
-    pub(super) joins: Option<NodeId>,
+    pub(super) joins: Option<(NodeId, Incarnation)>,
     /// Writes acknowledged when it began; a linearizable read sees them.
     pub(super) sees: usize,
     future: Pin<Box<dyn Future<Output = Result<Answer>>>>,
@@ -47,11 +47,14 @@ impl Cluster {
 
     pub(super) fn change(&mut self, id: NodeId, change: Change, name: String) {
         let (reply, waiter) = reply(None);
-        let joins = match &change {
-            Change::Join { node_id, .. } => Some(*node_id),
-            Change::Remove { .. } | Change::Update { .. } => None,
+        let joins = if let Change::Join { node_id, incarnation, .. } = &change {
+            Some((*node_id, *incarnation))
+        } else {
+            None
         };
-        self.call(name, waiter, |c: crate::node::event::Changed| Answer::Members(c.membership));
+        self.call(name, waiter, |c: crate::node::event::Changed| {
+            Answer::Members(c.membership, c.progress)
+        });
         self.calls.last_mut().expect("just made").joins = joins;
         self.tell(id, Event::Change { change, reply });
     }

@@ -108,6 +108,7 @@ impl Cluster {
                 incarnation: incarnation(id, 0),
                 addr: addr(id),
                 metadata: Bytes::new(),
+                learner_only: false,
             })
             .collect();
         let membership = Membership {
@@ -118,7 +119,7 @@ impl Cluster {
             next_raft_id: n + 1,
         };
         for id in 1..=n {
-            let disk = self.machine(id, id, 0, durable);
+            let disk = self.machine(id, id, incarnation(id, 0), durable);
             disk.hard_state = HardState { term: 1, vote: 0, commit: 1 };
             disk.compacted = Position { index: 1, term: 1 };
             disk.membership = Some(membership.encode());
@@ -130,15 +131,11 @@ impl Cluster {
         &mut self,
         id: NodeId,
         raft_id: RaftId,
-        generation: u64,
+        incarnation: Incarnation,
         durable: bool,
     ) -> &mut Disk {
-        let identity = Identity {
-            node_id: id,
-            incarnation: incarnation(id, generation),
-            cluster: Some((CLUSTER, raft_id)),
-            boot: 0,
-        };
+        let identity =
+            Identity { node_id: id, incarnation, cluster: Some((CLUSTER, raft_id)), boot: 0 };
         self.raft_ids.insert(raft_id, id);
         let machine = Machine {
             node: None,
@@ -154,9 +151,21 @@ impl Cluster {
     }
 
     /// An empty machine that was told its raft id.
-    pub(super) fn add(&mut self, id: NodeId, raft_id: RaftId, generation: u64, durable: bool) {
-        self.machine(id, raft_id, generation, durable);
+    pub(super) fn add(
+        &mut self,
+        id: NodeId,
+        raft_id: RaftId,
+        incarnation: Incarnation,
+        durable: bool,
+    ) {
+        self.machine(id, raft_id, incarnation, durable);
         self.start(id).expect("a joiner starts");
+    }
+
+    /// A machine loses its disk, and its process with it.
+    pub(super) fn wipe(&mut self, id: NodeId) {
+        self.machines.remove(&id);
+        self.raft_ids.retain(|_, home| *home != id);
     }
 
     pub(super) fn at(&mut self, id: NodeId) -> &mut Machine {
@@ -216,7 +225,7 @@ impl Cluster {
 
     /// Tells a node something, without looking at what it wants done.
     pub(super) fn tell(&mut self, id: NodeId, event: Event) {
-        if let Some(node) = &mut self.at(id).node {
+        if let Some(node) = self.machines.get_mut(&id).and_then(|m| m.node.as_mut()) {
             node.handle(event);
         }
     }
@@ -229,7 +238,8 @@ impl Cluster {
     /// Carries out what a node wants until it wants nothing more.
     pub(super) fn drive(&mut self, id: NodeId) {
         for _ in 0..10_000 {
-            let Some(node) = &mut self.at(id).node else { return };
+            let node = self.machines.get_mut(&id).and_then(|m| m.node.as_mut());
+            let Some(node) = node else { return };
             let mut out = Vec::new();
             node.poll(&mut out);
             let quiet = out.is_empty();
@@ -430,6 +440,8 @@ impl Cluster {
         }
         let Packet { from, to, load } = packet;
         match load {
+            // The handshake names the raft id of both ends.
+            Load::Raft(message) if self.raft_ids.get(&message.to()) != Some(&to) => {}
             Load::Raft(message) => self.tell(to, Event::Message { from: message.from(), message }),
             Load::Snapshot(message, file) => {
                 let raft_id = message.to();

@@ -79,9 +79,18 @@ scripts! {
     r14_figure_8
     r14_snapshot_over_it
     r15_reads
+    r17_add_members
+    r17_deposed_leader_does_not_answer
+    r17_disjoint
+    r17_joint
+    r17_joint_leader_fails
     r17_leader_leaves
     r17_membership
+    r17_new_leader_waits
     r17_promotion_waits
+    r17_readmission
+    r17_refusals
+    r17_replace
     r17_snapshot_while_membership_changes
     r19_hung_store
     r19_uncommitted_tail
@@ -125,9 +134,10 @@ fn h6_a_batch_of_our_own_may_carry_the_new_term() {
     c.config.snapshot_entries = 3;
     c.found(1, false);
     let (incarnation, addr) = (cluster::incarnation(2, 0), cluster::addr(2));
-    c.change(1, Change::Join { node_id: 2, incarnation, addr }, "join".to_owned());
+    let join = Change::Join { node_id: 2, incarnation, addr, voter: true };
+    c.change(1, join, "join".to_owned());
     c.drive(1);
-    c.add(2, 2, 0, false);
+    c.add(2, 2, incarnation, false);
     c.tick_all(4);
     // A snapshot is being taken while the node steps down: it has heard of another term.
     c.at(1).store_held = true;

@@ -10,7 +10,7 @@ use super::calls::Answer;
 use super::cluster::{Cluster, Packet, addr, incarnation};
 use super::text;
 use crate::node::event::{Change, Event, Freshness};
-use crate::types::NodeId;
+use crate::types::{NodeId, Progress};
 
 pub(super) struct Script {
     cluster: Cluster,
@@ -77,6 +77,10 @@ fn number(words: &[&str], i: usize) -> u64 {
     words.get(i).and_then(|w| w.parse().ok()).unwrap_or_else(|| panic!("no number in {words:?}"))
 }
 
+fn list(ids: &str) -> Vec<NodeId> {
+    ids.split(',').filter_map(|id| id.parse().ok()).collect()
+}
+
 fn option(words: &[&str], key: &str) -> Option<u64> {
     words.iter().filter_map(|w| w.split_once('=')).find(|(k, _)| *k == key)?.1.parse().ok()
 }
@@ -100,9 +104,11 @@ impl Script {
                 self.clock(&words);
             }
             "propose" | "queue" | "read" | "join" | "remove" | "update" | "transfer"
-            | "give-up" => {
+            | "give-up" | "add-learner" | "add-voter" | "promote" | "demote" | "replace"
+            | "set" | "describe" => {
                 self.request(command, &words);
             }
+            "wipe" => self.cluster.wipe(number(&words, 1)),
             "hold-disk" | "release-disk" | "sync" | "hold-store" | "release-store" | "apply"
             | "rot" => {
                 self.storage(&words);
@@ -203,13 +209,31 @@ impl Script {
                 self.cluster.transfer(number(words, 1), to, command.to_owned());
             }
             _ => {
-                let id = number(words, 2);
+                let id = if words[0] == "set" { 0 } else { number(words, 2) };
                 let generation = option(words, "generation").unwrap_or(0);
                 let at = words.iter().find_map(|w| w.strip_prefix("addr="));
                 let addr = at.map_or_else(|| addr(id), str::to_owned);
                 let incarnation = incarnation(id, generation);
+                let metadata = || words.iter().find_map(|w| w.strip_prefix("metadata="));
+                let ids = |key| {
+                    words.iter().find_map(|w| w.strip_prefix(key)).map_or_else(Vec::new, list)
+                };
                 let change = match words[0] {
-                    "join" => Change::Join { node_id: id, incarnation, addr },
+                    "join" => {
+                        let voter = !words.contains(&"learner-only");
+                        Change::Join { node_id: id, incarnation, addr, voter }
+                    }
+                    "add-learner" => Change::AddLearner { node_id: id, addr },
+                    "add-voter" => Change::AddVoter { node_id: id, addr },
+                    "promote" => Change::Promote { node_id: id },
+                    "demote" => Change::Demote { node_id: id },
+                    "replace" => Change::Replace { old: id, new: number(words, 3) },
+                    "set" => Change::Set { voters: ids("voters="), learners: ids("learners=") },
+                    "describe" => Change::Describe {
+                        node_id: id,
+                        addr: at.map(str::to_owned),
+                        metadata: metadata().map(|m| m.to_owned().into()),
+                    },
                     "remove" => Change::Remove { node_id: id },
                     _ => Change::Update { node_id: id, incarnation, addr },
                 };
@@ -377,15 +401,24 @@ impl Script {
                         format!("applied at {}", a.index)
                     }
                 }
-                Ok(Answer::Members(m)) => format!("done, {}", text::membership(m)),
+                Ok(Answer::Members(m, progress)) => {
+                    let how = match progress {
+                        Progress::Done => "done".to_owned(),
+                        Progress::Expected => "expected".to_owned(),
+                        Progress::CatchingUp { matched, last } => {
+                            format!("catching up, {matched} of {last}")
+                        }
+                    };
+                    format!("{how}, {}", text::membership(m))
+                }
                 Ok(Answer::Done) => "done".to_owned(),
                 Err(error) => format!("{:?}: {error}", error.outcome()),
             };
             self.line(format_args!("{} -> {text}", call.name));
-            if let (Ok(Answer::Members(m)), Some(id)) = (&answer, call.joins) {
-                let raft_id = m.by_node(id).expect("it joined").raft_id;
+            if let (Ok(Answer::Members(m, _)), Some((id, incarnation))) = (&answer, call.joins) {
+                let raft_id = m.by_incarnation(id, incarnation).expect("it joined").raft_id;
                 if !self.cluster.machines.contains_key(&id) {
-                    self.cluster.add(id, raft_id, 0, self.durable);
+                    self.cluster.add(id, raft_id, incarnation, self.durable);
                 }
             }
         }

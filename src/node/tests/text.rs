@@ -6,7 +6,7 @@ use super::cluster::{Load, Machine, Packet};
 use crate::node::context::ReadContext;
 use crate::node::effect::Forward;
 use crate::node::envelope::{self, Envelope};
-use crate::types::{Entry, EntryKind, Membership, Message, NodeId, eraftpb};
+use crate::types::{Entry, EntryKind, MemberRole, Membership, Message, NodeId, eraftpb};
 use eraftpb::MessageType as T;
 
 const TYPES: [(&str, T); 19] = [
@@ -97,7 +97,8 @@ fn entry(e: &Entry) -> String {
             let cc = crate::node::conf_change::decode(&e.data).expect("own entry");
             let all: Vec<String> =
                 cc.get_changes().iter().map(|c| change(c.get_change_type(), c.node_id)).collect();
-            format!("conf({})", all.join(" "))
+            let leave = if all.is_empty() { "leave" } else { "" };
+            format!("conf({}{leave})", all.join(" "))
         }
         (EntryKind::Normal, Ok(Envelope::Empty)) => "-".to_owned(),
         (EntryKind::Normal, Ok(Envelope::Commands(body))) => {
@@ -180,7 +181,13 @@ pub(super) fn membership(m: &Membership) -> String {
         .members
         .iter()
         .map(|x| {
-            let role = if m.conf_state.voters.contains(&x.raft_id) { "voter" } else { "learner" };
+            let role = match (m.conf_state.voters.contains(&x.raft_id), m.role(x.raft_id)) {
+                (true, _) => "voter",
+                (false, Some(MemberRole::Voter)) => "leaving",
+                (false, _) if !x.has_joined() => "expected",
+                (false, _) if x.learner_only => "learner-only",
+                (false, _) => "learner",
+            };
             let usual = x.addr == super::cluster::addr(x.node_id);
             let at = if usual { String::new() } else { format!(" at {}", x.addr) };
             let raft =
@@ -188,7 +195,8 @@ pub(super) fn membership(m: &Membership) -> String {
             format!("{}{raft} {role}{at}", x.node_id)
         })
         .collect();
-    format!("members of {}: {}", m.index, all.join(", "))
+    let joint = if m.is_joint() { "joint " } else { "" };
+    format!("{joint}members of {}: {}", m.index, all.join(", "))
 }
 
 /// A message as no correct member would send it.

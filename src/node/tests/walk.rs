@@ -7,12 +7,12 @@
 use std::collections::BTreeSet;
 
 use super::calls::Answer;
-use super::cluster::{Cluster, Load, addr, incarnation};
+use super::cluster::{Cluster, Load, Machine, addr, incarnation};
 use super::text;
 use crate::error::Outcome;
 use crate::node::event::{Change, Event, Freshness};
 use crate::node::leadership::Rng;
-use crate::types::NodeId;
+use crate::types::{Member, NodeId};
 
 const SEEDS: u64 = 300;
 const STEPS: usize = 250;
@@ -134,14 +134,19 @@ impl Walk {
 
     fn membership(&mut self) {
         let Some(at) = self.any_up() else { return };
-        match self.below(6) {
+        match self.below(9) {
             0 | 1 => {
                 let id = 1 + self.below(MAX_MACHINES);
                 if !self.c.machines.contains_key(&id) {
-                    let incarnation = incarnation(id, 0);
-                    let change = Change::Join { node_id: id, incarnation, addr: addr(id) };
+                    let (incarnation, addr) = (incarnation(id, 0), addr(id));
+                    let voter = self.below(4) > 0;
+                    let change = Change::Join { node_id: id, incarnation, addr, voter };
                     self.c.change(at, change, format!("join {id}"));
                 }
+            }
+            6..9 => {
+                let change = self.any_change();
+                self.c.change(at, change.clone(), format!("{change:?}"));
             }
             2 => {
                 let id = self.any();
@@ -160,6 +165,26 @@ impl Walk {
             }
         }
         self.c.drive(at);
+    }
+
+    /// What an administrator may ask for, sensible or not.
+    fn any_change(&mut self) -> Change {
+        let (node_id, old, new) = (1 + self.below(MAX_MACHINES), self.any(), self.any());
+        match self.below(7) {
+            0 => Change::AddLearner { node_id, addr: addr(node_id) },
+            1 => Change::AddVoter { node_id, addr: addr(node_id) },
+            2 => Change::Promote { node_id },
+            3 => Change::Demote { node_id },
+            4 => Change::Replace { old, new },
+            _ => {
+                let ids: Vec<NodeId> = self.c.machines.keys().copied().collect();
+                let all: Vec<_> = ids.into_iter().map(|id| (id, self.below(3))).collect();
+                let these = |role| {
+                    all.iter().filter(|(_, r)| *r == role).map(|(id, _)| *id).collect::<Vec<_>>()
+                };
+                Change::Set { voters: these(0), learners: these(1) }
+            }
+        }
     }
 
     fn storage(&mut self) {
@@ -213,7 +238,7 @@ impl Walk {
                         assert!(there.iter().any(|c| c == command), "acknowledged, not applied");
                         self.c.acknowledged.push(command.to_owned());
                     }
-                    Ok(Answer::Members(_) | Answer::Done) => panic!("not a proposal's answer"),
+                    Ok(Answer::Members(..) | Answer::Done) => panic!("not a proposal's answer"),
                     Err(e) if e.outcome() == Outcome::NotApplied => {
                         self.definite.insert(command.to_owned());
                     }
@@ -222,10 +247,10 @@ impl Walk {
                 continue;
             }
             match (answer, call.joins) {
-                (Ok(Answer::Members(m)), Some(id)) => {
-                    let raft_id = m.by_node(id).map(|m| m.raft_id);
+                (Ok(Answer::Members(m, _)), Some((id, incarnation))) => {
+                    let raft_id = m.by_incarnation(id, incarnation).map(|m| m.raft_id);
                     if let Some(raft_id) = raft_id.filter(|_| !self.c.machines.contains_key(&id)) {
-                        self.c.add(id, raft_id, 0, self.durable);
+                        self.c.add(id, raft_id, incarnation, self.durable);
                     }
                 }
                 (Ok(Answer::Applied(a)), _) if call.name == "Linearizable" => {
@@ -290,11 +315,20 @@ impl Walk {
     fn at_rest(&self) -> bool {
         let leader = self.c.leader().and_then(|id| self.c.machines[&id].node.as_ref());
         let Some(leader) = leader else { return false };
+        let joint = leader.membership.as_ref().is_some_and(crate::types::Membership::is_joint);
         let members = leader.membership.iter().flat_map(|m| &m.members);
-        let mut stores = members.filter_map(|m| Some(&self.c.machines.get(&m.node_id)?.store));
+        let mut stores = members.filter_map(|m| Some(&self.member(m)?.store));
         self.has_fresh_write()
+            && !joint
             && self.c.calls.is_empty()
             && stores.all(|s| s.applied == leader.last_index())
+    }
+
+    /// The machine of a member; one under its node id may be another, which was removed before.
+    fn member(&self, m: &Member) -> Option<&Machine> {
+        let machine = self.c.machines.get(&m.node_id)?;
+        let raft_id = machine.disk.identity.cluster.map(|(_, raft_id)| raft_id);
+        Some(machine).filter(|_| raft_id == Some(m.raft_id))
     }
 
     fn agree(&mut self) {
@@ -302,7 +336,7 @@ impl Walk {
         let members = self.c.node(leader).membership.clone().expect("members");
         let state = self.c.at(leader).store.state.clone();
         for m in &members.members {
-            let Some(machine) = self.c.machines.get(&m.node_id) else { continue };
+            let Some(machine) = self.member(m) else { continue };
             assert_eq!(machine.store.state, state, "I5: node {}: {}", m.node_id, self.picture());
         }
         let counted: BTreeSet<&String> = state.iter().collect();

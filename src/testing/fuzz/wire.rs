@@ -172,6 +172,7 @@ fn members() -> Membership {
         incarnation: Incarnation::from_u128(u128::from(n)),
         addr: format!("n{n}:1"),
         metadata: Bytes::new(),
+        learner_only: false,
     };
     Membership {
         cluster_id: ClusterId::from_u128(9),

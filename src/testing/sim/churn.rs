@@ -178,7 +178,7 @@ impl World {
         let (reply, waiter) = reply(None);
         let incarnation = self.at(id).incarnation();
         let addr = self.churn.addr(id);
-        let change = Change::Join { node_id: id, incarnation, addr };
+        let change = Change::Join { node_id: id, incarnation, addr, voter: true };
         self.open(node, Request::Join(id, waiter), Event::Change { change, reply });
     }
 
@@ -268,9 +268,7 @@ impl World {
             let answer = match &mut p.request {
                 Request::Join(_, w) | Request::Move(w) => w.answer(),
                 Request::Remove { waiter, .. } => waiter.answer(),
-                Request::Transfer(w) => {
-                    w.answer().map(|r| r.map(|()| Changed { membership: nobody() }))
-                }
+                Request::Transfer(w) => w.answer().map(|r| r.map(|()| Changed::done(&nobody()))),
             };
             answered.extend(answer.map(|a| (*number, a)));
         }
@@ -288,7 +286,7 @@ impl World {
             self.note(|| format!("an admin is told: {e}"));
         }
         match (request, answer) {
-            (Request::Join(id, _), Ok(Changed { membership })) => self.admit(id, &membership),
+            (Request::Join(id, _), Ok(Changed { membership, .. })) => self.admit(id, &membership),
             (Request::Remove { leader: true, .. }, Ok(_)) => self.hit(Mark::LeaderRemoved),
             (Request::Transfer(_), Ok(_)) => self.hit(Mark::TransferDone),
             (_, _) => {}

@@ -41,6 +41,7 @@ impl World {
                 incarnation: incarnation(id, 0),
                 addr: addr(id, 0),
                 metadata: bytes::Bytes::new(),
+                learner_only: false,
             })
             .collect();
         let membership = Membership {

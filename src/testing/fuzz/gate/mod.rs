@@ -133,10 +133,19 @@ fn change(w: &mut World, input: &mut Input<'_>) {
     let node_id = input.below(8) as u64;
     let incarnation = Incarnation::from_u128(input.below(8) as u128);
     let addr = format!("n{}:1", input.below(4));
-    let change = match input.below(4) {
-        0 | 1 => Change::Join { node_id, incarnation, addr },
+    let other = (node_id + 1) % 8;
+    let change = match input.below(12) {
+        0 | 4 => Change::Join { node_id, incarnation, addr, voter: true },
+        1 => Change::Join { node_id, incarnation, addr, voter: false },
         2 => Change::Remove { node_id },
-        _ => Change::Update { node_id, incarnation, addr },
+        3 => Change::Update { node_id, incarnation, addr },
+        5 => Change::AddLearner { node_id, addr },
+        6 => Change::AddVoter { node_id, addr },
+        7 => Change::Promote { node_id },
+        8 => Change::Demote { node_id },
+        9 => Change::Replace { old: node_id, new: other },
+        10 => Change::Set { voters: vec![node_id], learners: vec![other] },
+        _ => Change::Describe { node_id, addr: Some(addr), metadata: None },
     };
     let (reply, waiter) = reply(None);
     w.changes.push(waiter);

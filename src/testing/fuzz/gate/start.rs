@@ -42,6 +42,7 @@ pub(super) fn membership(index: u64, conf_state: ConfState) -> Membership {
         incarnation: Incarnation::from_u128(id.into()),
         addr: format!("n{id}:1"),
         metadata: Bytes::new(),
+        learner_only: false,
     });
     let members = members.collect();
     Membership { cluster_id: CLUSTER, index, conf_state, members, next_raft_id: NEXT_RAFT_ID }

@@ -36,6 +36,7 @@ fn membership() -> Membership {
         incarnation: Incarnation::from_u128(n.into()),
         addr: format!("n{n}:1"),
         metadata: Bytes::from_static(b"m"),
+        learner_only: false,
     };
     Membership {
         cluster_id: ClusterId::from_u128(9),
@@ -86,7 +87,12 @@ fn wire() -> Vec<Vec<u8>> {
     let chunk = |part| pb::Chunk { part: Some(part) };
     let ask = |kind| pb::Request { cluster_id: cluster_id.clone(), kind: Some(kind) };
     let answer = |kind| pb::Response { kind: Some(kind) };
-    let join = pb::Join { node_id: 5, incarnation: cluster_id.clone(), addr: "n5:1".into() };
+    let join = pb::Join {
+        node_id: 5,
+        incarnation: cluster_id.clone(),
+        addr: "n5:1".into(),
+        learner_only: false,
+    };
     let commands = vec![Bytes::from_static(b"one"), Bytes::new()];
     let update = pb::change::Kind::Update(membership().members[0].to_pb());
     let refused =
@@ -124,7 +130,7 @@ fn wire() -> Vec<Vec<u8>> {
         tagged(4, &answer(Answer::Refused(refused))),
         tagged(4, &answer(Answer::Info(info))),
         tagged(4, &answer(Answer::Joined(joined))),
-        tagged(4, &answer(Answer::Done(pb::Done { index: 8 }))),
+        tagged(4, &answer(Answer::Done(pb::Done { index: 8, waits: None }))),
         tagged(6, &removed),
     ]
 }

@@ -40,6 +40,7 @@ fn membership(index: Index, voters: &[RaftId]) -> Membership {
         incarnation: incarnation(*id, 0),
         addr: format!("n{id}:1"),
         metadata: Bytes::new(),
+        learner_only: false,
     };
     Membership {
         cluster_id: CLUSTER,
@@ -256,10 +257,13 @@ fn an_index_and_a_term_name_one_entry_on_every_disk() {
     let mut seen = Seen::three();
     seen.writes_entry(1, entry(2, 1, b"a"));
     seen.writes_entry(2, entry(2, 1, b"a"));
-    seen.begins(3, LogJob::Append {
-        number: 1,
-        batch: LogBatch { entries: vec![entry(2, 1, b"b")], ..LogBatch::default() },
-    });
+    seen.begins(
+        3,
+        LogJob::Append {
+            number: 1,
+            batch: LogBatch { entries: vec![entry(2, 1, b"b")], ..LogBatch::default() },
+        },
+    );
     fires("I3: node 3 holds another entry at (2, 1)", || {
         seen.oracle.write_is_done(3, 1);
     });
@@ -300,16 +304,16 @@ fn a_recovery_finds_what_was_acknowledged_and_nothing_else() {
     };
     let [a, b, c] = [entry(2, 1, b"a"), entry(3, 1, b"b"), entry(4, 1, b"c")];
     let mut model = DiskModel::default();
-    let write = |e: &Entry| {
-        Write::Batch(LogBatch { entries: vec![e.clone()], ..LogBatch::default() })
-    };
+    let write =
+        |e: &Entry| Write::Batch(LogBatch { entries: vec![e.clone()], ..LogBatch::default() });
     model.begin(Write::Batch(founding()));
     model.begin(write(&a));
     model.done(2);
     model.begin(write(&b));
     model.done(1);
     model.begin(write(&c));
-    for (left, survived) in [(vec![&a, &b], Some(0)), (vec![&a, &b, &c], Some(1)), (vec![&a], None)] {
+    for (left, survived) in [(vec![&a, &b], Some(0)), (vec![&a, &b, &c], Some(1)), (vec![&a], None)]
+    {
         let found = contents(left.into_iter().cloned().collect());
         assert_eq!(model.clone().recovered(&found).ok(), survived);
     }
@@ -330,10 +334,13 @@ fn a_store_is_given_what_is_durable_and_the_same_everywhere() {
     seen.emits(2, b"a");
     fires("I5: node 1 applies something else at 2", || seen.emits(2, b"b"));
     // It is about to be replaced: a crash in between would lose it.
-    seen.begins(1, LogJob::Append {
-        number: 1,
-        batch: LogBatch { entries: vec![entry(2, 3, b"")], ..LogBatch::default() },
-    });
+    seen.begins(
+        1,
+        LogJob::Append {
+            number: 1,
+            batch: LogBatch { entries: vec![entry(2, 3, b"")], ..LogBatch::default() },
+        },
+    );
     fires("R3: node 1 applies 2 before it is durable", || seen.emits(2, b"a"));
     let mut seen = Seen::three();
     (1..=2).for_each(|id| seen.writes_entry(id, held[0].clone()));

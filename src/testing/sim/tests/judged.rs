@@ -15,11 +15,11 @@ use crate::testing::rng::Rng;
 use crate::testing::sim::clients::{Ask, Came, Record};
 use crate::testing::sim::machine::Mischief;
 use crate::testing::sim::plan::{Knob, Plan};
+use crate::testing::sim::run_with;
 use crate::testing::sim::stopping::{Cause, Refusal};
 use crate::testing::sim::subject::{Act, Op, Subject, mixed};
 use crate::testing::sim::trace::Trace;
 use crate::testing::sim::world::World;
-use crate::testing::sim::run_with;
 use crate::testing::watch::Calls;
 
 /// A world in which nothing has happened, and which expects faults.
@@ -118,7 +118,8 @@ fn answers_are_those_of_one_replica() {
 
 #[test]
 fn answers_are_judged_by_their_values_alone() {
-    let op = |id, act| -> Bytes { bincode::serialize(&Op { id, key: 1, act }).expect("bytes").into() };
+    let op =
+        |id, act| -> Bytes { bincode::serialize(&Op { id, key: 1, act }).expect("bytes").into() };
     let judged = |seen: u64| {
         let mut world = world(mixed(&Plan::calm(1)));
         let put = op(1, Act::Put(4));
@@ -185,11 +186,7 @@ impl Store for Tired {
 #[test]
 fn at_the_end_every_store_answers_as_the_reference_does() {
     let subject = || {
-        let open = |id, _| Tired {
-            sum: Sum::default(),
-            asked: 0.into(),
-            honest: id == 0,
-        };
+        let open = |id, _| Tired { sum: Sum::default(), asked: 0.into(), honest: id == 0 };
         let command = |rng: &mut Rng| vec![b'+'; 1 + rng.below(9) as usize];
         Subject::durable(open, command, |_| b"sum".to_vec())
     };

@@ -22,7 +22,7 @@ fn info() -> pb::Request {
 
 fn done(answer: &pb::Response) -> Option<u64> {
     match answer.kind {
-        Some(pb::response::Kind::Done(pb::Done { index })) => Some(index),
+        Some(pb::response::Kind::Done(pb::Done { index, .. })) => Some(index),
         _ => None,
     }
 }
