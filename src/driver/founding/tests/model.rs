@@ -391,11 +391,9 @@ impl World {
                 return true;
             }
         }
-        let founding = self.nodes.iter().find_map(|n| match &n.disk {
-            Disk::Founder(r) => Some(r.members.len()),
-            Disk::Joined(_) | Disk::Empty(_) => None,
-        });
-        founding.is_some_and(|n| self.leader().is_none() && self.wipes >= n - n / 2)
+        let exists = self.nodes.iter().any(|n| !matches!(n.disk, Disk::Empty(_)));
+        let founders = self.nodes[0].terms.count();
+        exists && self.leader().is_none() && self.wipes >= founders - founders / 2
     }
 }
 
