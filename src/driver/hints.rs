@@ -1,10 +1,13 @@
 //! Where peers say that they are reached, while the membership does not know it yet.
 //!
-//! A follower that lags does not know a leader that joined after what it has applied, and nobody
+//! A follower that lags does not know a leader that joined after what it has applied, or that it
+//! still expects to join, and nobody
 //! knows the new address of a member that moved until the change is committed, which may take that
 //! member's own vote. Both say hello with their address; it serves until the membership knows
 //! better. Invariants:
 //! - a hint is only ever about a member of the membership, or a raft id that is newer than it;
+//! - a member that was added and has joined since is who it says that it is: its raft id was kept
+//!   for it, and only the cluster gives it away;
 //! - it stays until the membership says the same, or that the member is gone: what a running
 //!   process says of itself is newer than any log, and the membership of a node that lags changes
 //!   to what has long been out of date;
@@ -32,7 +35,7 @@ impl Hints {
         if membership.is_some_and(|m| m.was_removed(peer.raft_id)) {
             return false;
         }
-        let known = membership.and_then(|m| m.by_raft(peer.raft_id));
+        let known = membership.and_then(|m| m.by_raft(peer.raft_id)).filter(|m| m.has_joined());
         // An earlier release does not say where it is: where the membership has it.
         if peer.addr.is_empty() || known.is_some_and(|m| m.addr == peer.addr) {
             return self.by_raft.remove(&peer.raft_id).is_some();
@@ -51,7 +54,7 @@ impl Hints {
     pub(crate) fn settle(&mut self, new: &Membership) {
         self.by_raft.retain(|id, hint| match new.by_raft(*id) {
             None => !new.was_removed(*id),
-            Some(now) => now.addr != hint.addr,
+            Some(now) => now.addr != hint.addr || !now.has_joined(),
         });
     }
 
@@ -70,12 +73,30 @@ impl Hints {
         }
     }
 
-    /// The peers that the membership does not know.
+    /// Whom a node can speak to, itself included, and where.
+    pub(crate) fn peers<'a>(
+        &'a self,
+        membership: Option<&'a Membership>,
+    ) -> impl Iterator<Item = Peer> + 'a {
+        let members = membership.into_iter().flat_map(|m| &m.members);
+        // A member that was added and has not joined cannot be spoken to.
+        let known = members.filter(|m| m.has_joined()).map(|m| Peer {
+            raft_id: m.raft_id,
+            node_id: m.node_id,
+            incarnation: m.incarnation,
+            addr: self.addr(m).to_owned(),
+        });
+        known.chain(self.unknown(membership).cloned())
+    }
+
+    /// The peers that the membership does not know: newer ones, and those that it still expects and
+    /// that have joined.
     pub(crate) fn unknown<'a>(
         &'a self,
         membership: Option<&'a Membership>,
     ) -> impl Iterator<Item = &'a Peer> {
-        let known = move |id| membership.is_some_and(|m| m.by_raft(id).is_some());
+        let joined = |m: &Membership, id| m.by_raft(id).is_some_and(Member::has_joined);
+        let known = move |id| membership.is_some_and(|m| joined(m, id));
         self.by_raft.values().filter(move |peer| !known(peer.raft_id))
     }
 }
@@ -176,6 +197,21 @@ mod tests {
             assert_eq!(hints, Hints::default());
             assert!(!hints.heard(Some(&m), peer(2, addr)), "nothing new");
         }
+    }
+
+    #[test]
+    fn one_that_is_still_expected_is_reached_once_it_says_that_it_has_joined() {
+        let (mut hints, mut old) = (Hints::default(), members(&[(1, "a:1"), (4, "d:1")], 5));
+        old.members[1].incarnation = Incarnation::from_u128(0);
+        let others = |hints: &Hints| hints.peers(Some(&old)).find(|p| p.raft_id != 1);
+        assert_eq!(others(&hints), None, "nobody knows its data directory");
+        assert!(hints.heard(Some(&old), peer(4, "d:1")));
+        assert_eq!(others(&hints), Some(peer(4, "d:1")));
+        // A change of something else comes first.
+        hints.settle(&old);
+        assert_eq!(others(&hints), Some(peer(4, "d:1")));
+        hints.settle(&members(&[(1, "a:1"), (4, "d:1")], 5));
+        assert_eq!(hints, Hints::default());
     }
 
     #[test]

@@ -218,6 +218,23 @@ async fn whoever_is_turned_away_is_told_the_remedy() {
     assert!(text.contains("correct the address"), "{text}");
 }
 
+/// Two voters whose records lag must not turn each other away: each may need the other's vote.
+#[test]
+fn a_member_that_is_still_expected_here_is_let_in_and_spoken_to() {
+    let handler = handler(crate::config::Config::default());
+    handler.shared.update_view(|view| {
+        let member = view.membership.as_mut().unwrap().members.iter_mut().find(|m| m.raft_id == 2);
+        member.unwrap().incarnation = Incarnation::from_u128(0);
+    });
+    assert_eq!(handler.shared.view().peers().unwrap().others, []);
+    let other = pb::Hello { from_node: 3, ..hello() };
+    let text = handler.admit(&other).unwrap_err().to_string();
+    assert!(text.contains("raft id 2 is node 2"), "{text}");
+    handler.admit(&hello()).unwrap();
+    let others = handler.shared.view().peers().unwrap().others;
+    assert_eq!(others[0].incarnation, Incarnation::from_u128(2));
+}
+
 /// Who belongs to a cluster says so to one that would found another.
 #[tokio::test]
 async fn whoever_would_found_is_told_of_the_cluster() {
