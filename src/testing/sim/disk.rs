@@ -18,7 +18,9 @@ impl World {
         if let LogJob::Append { batch, .. } = &job
             && let Some(node) = self.machines.get(&id).and_then(Machine::node)
         {
-            batch.entries.iter().for_each(|entry| self.oracle.appends(entry, node));
+            let appended = batch.entries.iter().filter_map(|e| self.oracle.appends(e, node));
+            let appended: Vec<_> = appended.collect();
+            appended.iter().for_each(|change| self.change_is_appended(id, change));
         }
         let Some(r) = self.at(id).running() else { return };
         r.log_queue.push(job);

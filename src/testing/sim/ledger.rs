@@ -4,8 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::disk_model::DiskModel;
+use super::machine::Machine;
 use super::marks::{Mark, Marks};
 use super::oracle::Oracle;
+use super::plan::Knob;
+use super::schedule::Time;
+use super::world::World;
 use crate::node::Node;
 use crate::pb;
 use crate::types::{
@@ -61,14 +65,27 @@ impl Ledger {
 impl Oracle {
     /// A node writes an entry: the first to write a change is the leader that has appended it, and
     /// counts by the configuration that it starts from.
-    pub(super) fn appends(&mut self, entry: &Entry, node: &Node) {
+    /// Where it starts and leads to, if it is new.
+    pub(super) fn appends(&mut self, entry: &Entry, node: &Node) -> Option<[ConfState; 2]> {
         let at = (entry.index, entry.term);
         if entry.kind != EntryKind::ConfChangeV2 || self.ledger.appended.contains_key(&at) {
-            return;
+            return None;
         }
         let change: pb::ConfChangeV2 =
             prost::Message::decode(entry.data.clone()).expect("invariant: a leader encodes it");
-        self.ledger.appended.insert(at, after(&node.conf(), &change));
+        let base = node.conf();
+        let next = after(&base, &change);
+        self.ledger.appended.insert(at, next.clone());
+        Some([base, next])
+    }
+
+    /// Whether a learner's disk holds the entry with which its directory came to be a member: else it
+    /// cannot have caught up. An older copy of a disk may have been put back since.
+    pub(super) fn may_have_caught_up(&self, learner: RaftId) -> bool {
+        let joined = |m: &&Membership| m.by_raft(learner).is_some_and(Member::has_joined);
+        let since = self.memberships.values().find(joined).map_or(0, |m| m.index);
+        let holds = self.disk_of(learner).is_some_and(|d| d.durable.last_index() >= since);
+        holds || self.put_back
     }
 
     /// Configurations that some log, or a message, may still bring into force.
@@ -174,6 +191,35 @@ impl Oracle {
             self.given_up.entry(raft_id).or_insert(old.durable);
         }
         self.last.remove(&id);
+    }
+}
+
+impl World {
+    /// R17: a leader appends a change only if a majority of the voters that it leads to was there a
+    /// moment ago, and promotes nobody who cannot have caught up.
+    pub(super) fn change_is_appended(&self, id: NodeId, [base, next]: &[ConfState; 2]) {
+        let promoted = |v: &&RaftId| base.learners.contains(v);
+        for learner in next.voters.iter().filter(promoted) {
+            let fit = self.oracle.may_have_caught_up(*learner);
+            assert!(fit, "R17: node {id} promotes {learner}, which has not caught up");
+        }
+        // A leader that was paused has not counted the time.
+        let leaves =
+            base.voters_outgoing != next.voters_outgoing && next.voters_outgoing.is_empty();
+        if leaves || base.voters == next.voters || self.plan.get(Knob::Pause) > 0 {
+            return;
+        }
+        let patience = 4 * self.config.election_timeout().as_micros() as Time;
+        let there = |v: &&RaftId| {
+            let home = self.net.homes.get(*v).and_then(|home| self.machines.get(home));
+            let up = |m: &Machine| m.is_up() && m.raft_id == Some(**v);
+            home.is_some_and(|m| up(m) || m.ended + patience > self.now())
+        };
+        let count = next.voters.iter().filter(there).count();
+        assert!(
+            count > next.voters.len() / 2,
+            "R17: node {id} appends a change to {next:?}, of whose voters {count} are there"
+        );
     }
 }
 

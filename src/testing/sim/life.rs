@@ -255,8 +255,10 @@ impl World {
 
     /// Everything of a process is gone.
     pub(super) fn end_process(&mut self, id: NodeId) {
+        let now = self.now();
         let m = self.at(id);
         let old = std::mem::replace(&mut m.life, Life::Down);
+        m.ended = if matches!(old, Life::Running(_)) { now } else { m.ended };
         m.epoch += 1;
         m.store_hangs_until = 0;
         m.stalled_until = 0;

@@ -124,6 +124,8 @@ pub(super) struct Machine {
     pub(super) rotten: bool,
     /// Its disk is lost, and it is to be a member again with another one.
     pub(super) lost: bool,
+    /// When its last process ended.
+    pub(super) ended: Time,
     pub(super) paused_until: Time,
     pub(super) stalled_until: Time,
     pub(super) store_hangs_until: Time,
@@ -171,6 +173,7 @@ impl Machine {
             sealed: false,
             rotten: false,
             lost: false,
+            ended: 0,
             paused_until: 0,
             stalled_until: 0,
             store_hangs_until: 0,

@@ -53,7 +53,7 @@
 //!
 //! | | what must hold |
 //! | --- | --- |
-//! | I1 | at most one leader per term |
+//! | I1 | at most one leader per term, with the votes of a majority, of both halves of a joint configuration |
 //! | I2 | the durable vote of a term never changes, the durable term never goes back |
 //! | I3 | the same index and term name the same entry on every disk |
 //! | I4 | a leader holds every committed entry |
@@ -65,7 +65,7 @@
 //! | I10 | an acknowledged write is in the log, a refused one is not, one of unknown outcome at most as often as it was asked |
 //! | I11 | exactly once per session; there are no sessions yet |
 //! | I12 | writes and reads are linearizable: their indices respect real time, their answers are those of the log |
-//! | I13 | memberships agree and are the fold of the log; ids are never used again |
+//! | I13 | memberships agree, each is what its entry leads to; ids are never used again |
 //! | I14 | whoever waits for a decided proposal is answered |
 //! | I15 | a healed majority has a leader within ten election timeouts and a fresh write within twenty |
 //! | I16 | a peer that waits for a snapshot is sent one |

@@ -59,7 +59,7 @@ pub(super) struct Oracle {
     /// Each node at the last look, by the life it was in.
     pub(super) last: BTreeMap<NodeId, (u64, Probe)>,
     /// An older copy of a disk was put back.
-    put_back: bool,
+    pub(super) put_back: bool,
     /// Since when a leader has waited for a snapshot's transfer (I16).
     snapshot_waits: BTreeMap<(NodeId, RaftId), Time>,
 }

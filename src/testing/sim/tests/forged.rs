@@ -405,6 +405,28 @@ fn memberships_agree_and_ids_are_never_used_again() {
 }
 
 #[test]
+fn a_membership_is_what_its_entry_leads_to() {
+    // A fourth voter, as raft's own encoding has it.
+    let step = crate::pb::ConfChangeSingle { change_type: 0, node_id: 4 };
+    let change = crate::pb::ConfChangeV2 { changes: vec![step], ..Default::default() };
+    let data = prost::Message::encode_to_vec(&change).into();
+    let entry = Entry { kind: EntryKind::ConfChangeV2, data, ..entry(2, 1, NOTHING) };
+    let mut seen = Seen::three();
+    seen.oracle.appends(&entry, &node(1, 1, &[], &[1, 2, 3]));
+    let possible =
+        |seen: &Seen| seen.oracle.possible().map(|c| c.voters.clone()).collect::<Vec<_>>();
+    assert_eq!(possible(&seen), [[1, 2, 3, 4]], "a log may still bring it into force");
+    (1..=3).for_each(|id| seen.writes_entry(id, entry.clone()));
+    seen.looks(1, &node(1, 1, &[entry], &[1, 2, 3]));
+    assert_eq!((possible(&seen).len(), seen.oracle.ledger.changes()), (1, 1));
+    fires("I13: the change at 2 leads elsewhere", || {
+        seen.oracle.membership(&membership(2, &[1, 2, 3]), &mut seen.marks);
+    });
+    seen.oracle.membership(&membership(2, &[1, 2, 3, 4]), &mut seen.marks);
+    assert_eq!(possible(&seen).len(), 0, "it is in force");
+}
+
+#[test]
 fn a_snapshot_is_one_cut_and_arrives_as_it_was_taken() {
     let at = |index| Position { index, term: 1 };
     let mut seen = Seen::three();
