@@ -11,6 +11,9 @@ use crate::status::Role;
 use crate::types::{MemberRole, NodeId, RaftId, Term};
 use crate::zoo::{self, Bug};
 
+/// The term of a founding: it is nobody's election.
+const FOUNDING_TERM: Term = 1;
+
 /// A small generator (SplitMix64): the only source of chance in a node, so that a seed repeats a
 /// run.
 #[derive(Clone, Debug)]
@@ -220,6 +223,26 @@ impl Node {
             self.raw.raft.abort_leader_transfer();
             fail(t, "it did not answer within an election timeout");
         }
+    }
+
+    /// The members that the first election waits for (`Config::min_members`), while they are fewer;
+    /// None when nothing is waited for. A leader's first act is an entry of its term: a log that holds
+    /// one of a term after the founding has seen an election, whoever has left since. The log tells
+    /// it to a restarted node, too.
+    pub(super) fn awaits_members(&self) -> Option<usize> {
+        let min = self.limits.min_members;
+        let voters = self.membership.as_ref()?.conf_state.voters.len();
+        let elected = self.raw.raft.raft_log.last_term() > FOUNDING_TERM;
+        (voters < min && !elected).then_some(min)
+    }
+
+    /// Whether this node leads and may say so: its term is durable. A lone voter is elected before its
+    /// disk knows; told at once, the term could come again after a crash, and terms are what users
+    /// fence with.
+    pub(super) fn leads_openly(&self) -> bool {
+        let now = self.hard_state();
+        let handed_over = (now.term, now.vote) == (self.logged.term, self.logged.vote);
+        self.is_leader() && handed_over && !self.pipeline.holds_vote()
     }
 
     pub(super) fn is_leader(&self) -> bool {

@@ -71,6 +71,8 @@ scripts! {
     h8_restart
     h9_hostile_messages
     linger
+    min_members
+    fencing
     r10_compaction
     r10_superseded_snapshot
     r11_snapshot_install

@@ -134,6 +134,7 @@ impl Script {
                 "max_apply_lag" => c.max_apply_lag = value,
                 "max_size_per_msg" => c.max_size_per_msg = value,
                 "max_committed" => c.max_committed_size_per_ready = value,
+                "min_members" => c.min_members = value as usize,
                 "max_inflight_msgs" => c.max_inflight_msgs = value as usize,
                 _ => panic!("no setting {key}"),
             }
