@@ -169,6 +169,7 @@ impl Node {
                 self.changes.push(change, reply, self.tick);
             }
             Event::Transfer { to, reply } => self.on_transfer(to, reply),
+            Event::Resign { reply } => self.resign(reply),
             Event::Propose(_) | Event::Read(_) | Event::Change { .. } => {}
         }
         self.settle();

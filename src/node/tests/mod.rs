@@ -101,6 +101,7 @@ scripts! {
     r4_commit_alone_is_no_write
     r7_conf_entries_are_not_applied_twice
     r7_membership_record_first
+    resign
     restart_many
     stopping
     transfer

@@ -103,7 +103,7 @@ impl Script {
             | "lose-log" | "stop" => {
                 self.clock(&words);
             }
-            "propose" | "queue" | "read" | "join" | "remove" | "update" | "transfer"
+            "propose" | "queue" | "read" | "join" | "remove" | "update" | "transfer" | "resign"
             | "give-up" | "add-learner" | "add-voter" | "promote" | "demote" | "replace"
             | "set" | "describe" => {
                 self.request(command, &words);
@@ -205,6 +205,7 @@ impl Script {
             "propose" => {
                 words[2..].iter().for_each(|c| self.cluster.propose(number(words, 1), c));
             }
+            "resign" => self.cluster.resign(number(words, 1), command.to_owned()),
             "transfer" => {
                 let to = words[2].parse().ok();
                 self.cluster.transfer(number(words, 1), to, command.to_owned());
