@@ -318,7 +318,7 @@ impl Founding<'_> {
     async fn found(self, record: Membership, how: &'static str) -> Result<End> {
         let Self { mut opened, shared, .. } = self;
         let members: Vec<String> = record.members.iter().map(|m| m.addr.clone()).collect();
-        shared.status.send_modify(|s| s.health.clear());
+        shared.say_waiting("");
         info!(shared.logger, "{} a cluster together with others", how;
             "cluster" => %record.cluster_id, "members" => members.join(" "));
         Ok(End::Founded(blocking(move || opened.found(&record).map(|()| opened)).await?))
@@ -329,7 +329,7 @@ impl Founding<'_> {
         let others = members.map(|(addr, _)| addr.clone()).filter(|addr| *addr != through);
         let known = [through.clone()].into_iter().chain(others).collect();
         let words = format!("joins the cluster through {through}");
-        self.shared.status.send_modify(|s| s.health = words);
+        self.shared.say_waiting(&words);
         info!(self.shared.logger, "found a cluster"; "through" => through);
         End::Join(self.opened, known)
     }
@@ -343,7 +343,7 @@ impl Founding<'_> {
         };
         if news || again {
             warn!(self.shared.logger, "no cluster yet"; "reason" => &words);
-            self.shared.status.send_modify(|s| s.health.clone_from(&words));
+            self.shared.say_waiting(&words);
             self.said = Some((words, now));
         }
         news

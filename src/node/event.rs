@@ -40,6 +40,8 @@ pub(crate) enum Event {
     SnapshotFailed,
     /// A transfer of a snapshot ended.
     SnapshotSent { to: RaftId, how: Transferred },
+    /// So much of a snapshot that is being sent has left, in percent.
+    SnapshotProgress { to: RaftId, percent: u8 },
     /// What the node knows, right now.
     Status { reply: Reply<Status> },
     /// The node is going to stop: no new requests.

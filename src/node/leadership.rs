@@ -45,6 +45,8 @@ pub(super) struct Leadership {
     heard: BTreeMap<RaftId, u64>,
     /// The tick at which this node began to lead, when it leads.
     led_since: u64,
+    /// The tick since which the present leader, or none, has been known.
+    known_since: u64,
     transfer: Option<Transfer>,
 }
 
@@ -65,6 +67,7 @@ impl Leadership {
             seen: (0, StateRole::Follower, 0),
             heard: BTreeMap::new(),
             led_since: 0,
+            known_since: 0,
             transfer: None,
         }
     }
@@ -96,6 +99,9 @@ impl Node {
         if (before.1, before.2) != (now.1, now.2) {
             slog::info!(self.logger, "leadership"; "term" => now.0, "role" => %self.role(),
                 "leader" => self.node_of(now.2));
+        }
+        if before.2 != now.2 {
+            self.leadership.known_since = self.tick;
         }
         if now.1 == StateRole::Leader {
             self.leadership.led_since = self.tick;
@@ -131,6 +137,34 @@ impl Node {
     /// The tick at which this node began to lead, when it leads.
     pub(super) fn led_since(&self) -> u64 {
         self.leadership.led_since
+    }
+
+    /// Ticks since which the present leader, or none, has been known.
+    pub(super) fn leader_ticks(&self) -> u64 {
+        self.tick - self.leadership.known_since
+    }
+
+    /// Whether a member can be reached, where this node can tell. A leader hears of all, a follower of
+    /// its leader; a voter without one of those who answer its campaigns, which takes a while.
+    pub(super) fn is_reachable(&self, id: RaftId) -> Option<bool> {
+        if id == self.raft_id {
+            return Some(true);
+        }
+        let (timeout, leader) = (self.limits.election_tick, self.raw.raft.leader_id);
+        let heard = self.heard_at(id);
+        let silent = self.tick - heard.unwrap_or(0).max(self.leadership.known_since);
+        if leader == self.raft_id || leader == id {
+            return Some(silent <= timeout);
+        }
+        if leader != 0 || self.own_role() != Some(MemberRole::Voter) {
+            return None;
+        }
+        let campaigns = 3 * timeout;
+        match heard {
+            Some(at) if self.tick - at <= campaigns => Some(true),
+            Some(_) | None if silent > campaigns => Some(false),
+            Some(_) | None => None,
+        }
     }
 
     /// Whether a member was heard within an election timeout; oneself always.

@@ -46,6 +46,7 @@ pub(crate) use start::Boot;
 /// The parts of the configuration that a node needs, in ticks and bytes.
 #[derive(Clone, Debug)]
 struct Limits {
+    heartbeat: std::time::Duration,
     heartbeat_tick: u64,
     election_tick: u64,
     min_members: usize,
@@ -62,6 +63,7 @@ struct Limits {
 impl Limits {
     fn new(c: &Config) -> Self {
         Self {
+            heartbeat: c.heartbeat,
             heartbeat_tick: c.heartbeat_tick as u64,
             election_tick: c.election_tick as u64,
             min_members: c.min_members,
@@ -156,6 +158,7 @@ impl Node {
             Event::SnapshotBuilt { meta } => self.snapshot_built(meta),
             Event::SnapshotFailed => self.snapshot_failed(),
             Event::SnapshotSent { to, how } => self.snapshot_sent(to, how),
+            Event::SnapshotProgress { to, percent } => self.snapshot_progress(to, percent),
             Event::Status { reply } => reply.send(Ok(self.status())),
             Event::Stop => self.on_stop(),
             // A stopping node drops what follows, which answers it.

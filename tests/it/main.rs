@@ -11,4 +11,5 @@ mod membership;
 mod offline;
 mod parts;
 mod restart;
+mod status;
 mod support;

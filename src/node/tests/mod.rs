@@ -70,6 +70,7 @@ scripts! {
     h7_silenced_snapshot
     h8_restart
     h9_hostile_messages
+    health
     linger
     min_members
     fencing
