@@ -50,7 +50,8 @@ impl Mailbox {
     ///
     /// # Errors
     /// `Unknown` when it has not caught up before the deadline: it stays a learner, which is
-    /// promoted when it has. `Membership` when it may not be added, as for [`Mailbox::add_learner`].
+    /// promoted when it has; or when somebody removed or demoted it meanwhile. `Membership` when it
+    /// may not be added, as for [`Mailbox::add_learner`].
     pub async fn add_voter(&self, node_id: NodeId, addr: impl Into<String>) -> Result<()> {
         self.add_voter_with(node_id, addr, |_| {}).await
     }
@@ -66,7 +67,8 @@ impl Mailbox {
         addr: impl Into<String>,
         told: impl FnMut(Progress) + Send,
     ) -> Result<()> {
-        self.complete(Change::AddVoter { node_id, addr: addr.into() }, node_id, told).await
+        let change = Change::AddVoter { node_id, addr: addr.into(), added: false };
+        self.complete(change, node_id, told).await
     }
 
     /// Makes a learner a voter that has caught up with the log.
@@ -162,7 +164,7 @@ impl Mailbox {
     /// of leader, and nobody has to remember it.
     async fn complete(
         &self,
-        change: Change,
+        mut change: Change,
         node: NodeId,
         mut told: impl FnMut(Progress) + Send,
     ) -> Result<()> {
@@ -170,6 +172,8 @@ impl Mailbox {
         let deadline = Instant::now() + self.timeout;
         let mut known = None;
         let mut last = None;
+        // An answer that was lost is never forgotten: what was asked for then may still happen.
+        let mut lost = None;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.ask_change(change.clone(), left).await {
@@ -182,17 +186,18 @@ impl Mailbox {
                         told(progress);
                     }
                     (known, last) = (Some(progress), None);
+                    if let Change::AddVoter { added, .. } = &mut change {
+                        *added = true;
+                    }
                 }
-                // What was asked for may have happened; asking again tells.
-                Err(e) if e.is_retryable() || e.outcome_unknown() => last = Some(e),
-                Err(e) if last.as_ref().is_some_and(Error::outcome_unknown) => {
-                    return Err(Error::unknown(format!("an answer was lost; then: {e}")));
-                }
-                Err(e) => return Err(e),
+                // Asking again tells whether it happened.
+                Err(e) if e.outcome_unknown() => lost = Some(e),
+                Err(e) if e.is_retryable() => last = Some(e),
+                Err(e) => return Err(refused(node, e, &change, lost.is_some())),
             }
             let pause = self.shared.config.heartbeat.max(Duration::from_millis(20));
             if Instant::now() + pause >= deadline {
-                return Err(unfinished(node, known, last));
+                return Err(unfinished(node, known, lost.or(last)));
             }
             sleep(pause).await;
         }
@@ -201,6 +206,17 @@ impl Mailbox {
     async fn ask_change(&self, change: Change, timeout: Duration) -> Result<Changed> {
         let event = |reply| Event::Change { change, reply };
         self.explain(self.shared.ask(SMALL, timeout, event).await)
+    }
+}
+
+/// A refusal after what came before it.
+fn refused(node: NodeId, error: Error, change: &Change, lost: bool) -> Error {
+    match change {
+        _ if lost => Error::unknown(format!("an answer was lost; then: {error}")),
+        Change::AddVoter { added: true, .. } => {
+            Error::unknown(format!("node {node} was made a learner; then: {error}"))
+        }
+        _ => error,
     }
 }
 
@@ -220,3 +236,6 @@ fn unfinished(node: NodeId, known: Option<Progress>, last: Option<Error>) -> Err
         (Some(Progress::Done), _) => Error::unknown("no answer in time"),
     }
 }
+
+#[cfg(test)]
+mod tests;
