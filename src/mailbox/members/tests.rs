@@ -10,8 +10,11 @@ use crate::driver::shared::Shared;
 use crate::error::Outcome;
 use crate::types::{ClusterId, ConfState, Membership};
 
+/// One answer.
+type Says = fn() -> Result<Progress>;
+
 /// A leader that gives these answers, one after the other; for ever the last.
-async fn answer(shared: Arc<Shared>, mut answers: VecDeque<fn() -> Result<Progress>>) {
+async fn answer(shared: Arc<Shared>, mut answers: VecDeque<Says>) {
     let mut taken = Classes::default();
     let mut added = false;
     loop {
@@ -63,7 +66,7 @@ fn done() -> Result<Progress> {
     Ok(Progress::Done)
 }
 
-async fn outcome(add: bool, answers: &[fn() -> Result<Progress>]) -> Result<()> {
+async fn outcome(add: bool, answers: &[Says]) -> Result<()> {
     let logger = slog::Logger::root(slog::Discard, slog::o!());
     let shared = Arc::new(Shared::new(Config::default(), logger, |_| Ok(())));
     let mailbox = Mailbox::new(shared.clone()).with_timeout(Duration::from_secs(2));
@@ -75,7 +78,7 @@ async fn outcome(add: bool, answers: &[fn() -> Result<Progress>]) -> Result<()> 
 
 #[tokio::test(start_paused = true)]
 async fn what_was_lost_sight_of_stays_unknown_whatever_is_answered_later() {
-    let cases: [&[fn() -> Result<Progress>]; 5] = [
+    let cases: [&[Says]; 5] = [
         &[lost, no_leader],
         &[lost, refused],
         &[lost, no_leader, refused],
@@ -93,7 +96,7 @@ async fn what_was_lost_sight_of_stays_unknown_whatever_is_answered_later() {
 #[tokio::test(start_paused = true)]
 async fn a_refusal_is_definite_while_nothing_was_done() {
     for (add, answers, outcome_is) in [
-        (true, [no_leader as fn() -> _, refused], Outcome::NotApplied),
+        (true, [no_leader as Says, refused], Outcome::NotApplied),
         (false, [no_leader, refused], Outcome::NotApplied),
         // The learner is there; a replacement that waits for its node has changed nothing.
         (true, [expected, refused], Outcome::Unknown),
