@@ -6,7 +6,8 @@
 //!   the quorum, a vote for a node that has not caught up, the last voter's removal.
 //! - A call answers when its change is in force: committed, applied, on the leader's disk, and known
 //!   to a majority of the voters where that can be told within an election timeout.
-//! - Asking again after an unknown outcome is harmless: what holds already is answered with Ok.
+//! - Asking again after an unknown outcome is harmless: what holds already is answered with Ok. A call
+//!   does so by itself, until its deadline.
 //! - A change of several members goes through joint consensus (Raft thesis, section 4.3): it happens
 //!   at once, or not at all. When the leader fails in the middle, the next one completes it.
 
@@ -154,10 +155,35 @@ impl Mailbox {
         leave::leave(&self.shared, self.timeout).await
     }
 
-    /// A change that is done or refused.
+    /// A change that is done or refused. When the answer is lost, as that of a leader which ends
+    /// because the change removes it, it is asked for again.
     async fn make(&self, change: Change) -> Result<()> {
         changes::check(&change)?;
-        self.ask_change(change, self.timeout).await.map(|_| ())
+        let deadline = Instant::now() + self.timeout;
+        let mut lost = None;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match (self.ask_change(change.clone(), left).await, lost.take()) {
+                (Ok(_), _) => return Ok(()),
+                (Err(e), _) if e.outcome_unknown() => lost = Some(e),
+                (Err(e), None) => return Err(e),
+                (Err(e), before) if e.is_retryable() => lost = before,
+                (Err(e), Some(_)) => return Err(after_lost(&e)),
+            }
+            if !self.pauses_before(deadline).await {
+                return Err(lost.unwrap_or(Error::Timeout));
+            }
+        }
+    }
+
+    /// Waits before the next attempt; false when there is no time for one.
+    async fn pauses_before(&self, deadline: Instant) -> bool {
+        let pause = self.shared.config.heartbeat.max(Duration::from_millis(20));
+        if Instant::now() + pause >= deadline {
+            return false;
+        }
+        sleep(pause).await;
+        true
     }
 
     /// A change that waits for a node, asked for until it is in force: so it survives every change
@@ -195,11 +221,9 @@ impl Mailbox {
                 Err(e) if e.is_retryable() => last = Some(e),
                 Err(e) => return Err(refused(node, e, &change, lost.is_some())),
             }
-            let pause = self.shared.config.heartbeat.max(Duration::from_millis(20));
-            if Instant::now() + pause >= deadline {
+            if !self.pauses_before(deadline).await {
                 return Err(unfinished(node, known, lost.or(last)));
             }
-            sleep(pause).await;
         }
     }
 
@@ -212,12 +236,16 @@ impl Mailbox {
 /// A refusal after what came before it.
 fn refused(node: NodeId, error: Error, change: &Change, lost: bool) -> Error {
     match change {
-        _ if lost => Error::unknown(format!("an answer was lost; then: {error}")),
+        _ if lost => after_lost(&error),
         Change::AddVoter { added: true, .. } => {
             Error::unknown(format!("node {node} was made a learner; then: {error}"))
         }
         _ => error,
     }
+}
+
+fn after_lost(error: &Error) -> Error {
+    Error::unknown(format!("an answer was lost; then: {error}"))
 }
 
 /// Why a change is not in force at its deadline.

@@ -66,12 +66,23 @@ fn done() -> Result<Progress> {
     Ok(Progress::Done)
 }
 
-async fn outcome(add: bool, answers: &[Says]) -> Result<()> {
+#[derive(Clone, Copy, Debug)]
+enum Call {
+    Add,
+    Replace,
+    Demote,
+}
+
+async fn outcome(call: Call, answers: &[Says]) -> Result<()> {
     let logger = slog::Logger::root(slog::Discard, slog::o!());
     let shared = Arc::new(Shared::new(Config::default(), logger, |_| Ok(())));
     let mailbox = Mailbox::new(shared.clone()).with_timeout(Duration::from_secs(2));
     let leader = tokio::spawn(answer(shared, answers.iter().copied().collect()));
-    let told = if add { mailbox.add_voter(4, "n4:1").await } else { mailbox.replace(1, 4).await };
+    let told = match call {
+        Call::Add => mailbox.add_voter(4, "n4:1").await,
+        Call::Replace => mailbox.replace(1, 4).await,
+        Call::Demote => mailbox.demote(4).await,
+    };
     leader.abort();
     told
 }
@@ -85,29 +96,34 @@ async fn what_was_lost_sight_of_stays_unknown_whatever_is_answered_later() {
         &[lost, expected, refused],
         &[no_leader, lost, expected],
     ];
-    for add in [true, false] {
-        for (i, answers) in cases.iter().enumerate() {
-            let error = outcome(add, answers).await.expect_err("refused in the end");
-            assert_eq!(error.outcome(), Outcome::Unknown, "case {i}: {error}");
+    for call in [Call::Add, Call::Replace, Call::Demote] {
+        // Nothing but the two that wait for a node is told of progress.
+        let fit = if matches!(call, Call::Demote) { 3 } else { cases.len() };
+        for (i, answers) in cases.iter().take(fit).enumerate() {
+            let error = outcome(call, answers).await.expect_err("refused in the end");
+            assert_eq!(error.outcome(), Outcome::Unknown, "{call:?}, case {i}: {error}");
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_refusal_is_definite_while_nothing_was_done() {
-    for (add, answers, outcome_is) in [
-        (true, [no_leader as Says, refused], Outcome::NotApplied),
-        (false, [no_leader, refused], Outcome::NotApplied),
+    for (call, answers, outcome_is) in [
+        (Call::Add, [no_leader as Says, refused], Outcome::NotApplied),
+        (Call::Replace, [no_leader, refused], Outcome::NotApplied),
+        (Call::Demote, [no_leader, no_leader], Outcome::NotApplied),
+        (Call::Demote, [refused, refused], Outcome::NotApplied),
         // The learner is there; a replacement that waits for its node has changed nothing.
-        (true, [expected, refused], Outcome::Unknown),
-        (false, [expected, refused], Outcome::NotApplied),
+        (Call::Add, [expected, refused], Outcome::Unknown),
+        (Call::Replace, [expected, refused], Outcome::NotApplied),
     ] {
-        let error = outcome(add, &answers).await.expect_err("refused in the end");
+        let error = outcome(call, &answers).await.expect_err("refused in the end");
         assert_eq!(error.outcome(), outcome_is, "{error}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn it_ends_when_it_is_done() {
-    outcome(true, &[no_leader, expected, lost, done]).await.expect("done in the end");
+    outcome(Call::Add, &[no_leader, expected, lost, done]).await.expect("done in the end");
+    outcome(Call::Demote, &[lost, no_leader, done]).await.expect("done in the end");
 }
