@@ -26,6 +26,8 @@ pub(crate) enum Event {
     Change { change: Change, reply: Reply<Changed> },
     /// Hand leadership to this node, or to the best voter.
     Transfer { to: Option<NodeId>, reply: Reply<()> },
+    /// Lead no more: hand leadership to the best voter. Nothing to do for a node that does not lead.
+    Resign { reply: Reply<()> },
     /// Every batch up to this number is durable.
     Persisted { number: u64 },
     /// The Store has applied everything up to this index.

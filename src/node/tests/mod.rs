@@ -71,6 +71,8 @@ scripts! {
     h8_restart
     h9_hostile_messages
     linger
+    min_members
+    fencing
     r10_compaction
     r10_superseded_snapshot
     r11_snapshot_install
@@ -101,6 +103,7 @@ scripts! {
     r4_commit_alone_is_no_write
     r7_conf_entries_are_not_applied_twice
     r7_membership_record_first
+    resign
     restart_many
     stopping
     transfer
