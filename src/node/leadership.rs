@@ -237,6 +237,11 @@ impl Node {
         self.leadership.transfer = Some(new);
     }
 
+    /// Whether this leader is on its way out.
+    pub(super) fn hands_over(&self) -> bool {
+        self.leadership.transfer.is_some()
+    }
+
     fn transfer_target(&self, node: NodeId) -> Result<RaftId, Error> {
         let m = self.membership.as_ref().ok_or(Error::NoLeader)?;
         let member = m

@@ -87,11 +87,13 @@ scripts! {
     r17_disjoint
     r17_joint
     r17_joint_leader_fails
+    r17_identity
     r17_leader_leaves
     r17_membership
     r17_new_leader_waits
     r17_promotion_waits
     r17_readmission
+    r17_readmission_waits
     r17_refusals
     r17_replace
     r17_snapshot_while_membership_changes

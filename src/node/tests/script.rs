@@ -105,7 +105,7 @@ impl Script {
             }
             "propose" | "queue" | "read" | "join" | "remove" | "update" | "transfer" | "resign"
             | "give-up" | "add-learner" | "add-voter" | "promote" | "demote" | "replace"
-            | "set" | "describe" => {
+            | "set" | "describe" | "leave" => {
                 self.request(command, &words);
             }
             "wipe" => self.cluster.wipe(number(&words, 1)),
@@ -231,7 +231,11 @@ impl Script {
                         Change::Join { node_id: id, incarnation, addr, voter }
                     }
                     "add-learner" => Change::AddLearner { node_id: id, addr },
-                    "add-voter" => Change::AddVoter { node_id: id, addr },
+                    "add-voter" => {
+                        let added = words.contains(&"added");
+                        Change::AddVoter { node_id: id, addr, added }
+                    }
+                    "leave" => Change::Leave { node_id: id, incarnation },
                     "promote" => Change::Promote { node_id: id },
                     "demote" => Change::Demote { node_id: id },
                     "replace" => Change::Replace { old: id, new: number(words, 3) },
