@@ -77,13 +77,14 @@ impl Node {
             ProgressState::Snapshot => Replication::Snapshot,
         });
         let sent = self.snapshots.percent(id);
+        let incarnation = match member.has_joined() {
+            true => member.incarnation.to_string(),
+            false => String::new(),
+        };
         MemberStatus {
             id: member.node_id,
             addr: member.addr.clone(),
-            incarnation: member
-                .has_joined()
-                .then(|| member.incarnation.to_string())
-                .unwrap_or_default(),
+            incarnation,
             role: voting_role(m, id),
             voter: m.role(id) == Some(MemberRole::Voter),
             matched: progress.map(|p| p.matched),

@@ -284,11 +284,11 @@ fn leaderless(s: &Status) -> Health {
 
 /// A span of time as a person says it.
 fn time(ms: u64) -> String {
-    match ms {
-        ..10_000 => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
-        ..120_000 => format!("{} s", ms / 1000),
-        ..7_200_000 => format!("{} min", ms / 60_000),
-        _ => format!("{} h", ms / 3_600_000),
+    match ms / 1000 {
+        seconds @ 0..10 => format!("{seconds}.{} s", ms % 1000 / 100),
+        seconds @ 10..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds => format!("{} h", seconds / 3600),
     }
 }
 
