@@ -84,6 +84,9 @@ bugs! {
     RaftIdReused "raft-id-reused" "R17" Sim(500), "a joiner gets the raft id of a removed member";
     ReadmitUnderOldId "readmit-under-old-id" "R17" Sim(500), "an empty disk under a known node id gets the raft id of the lost one";
     JointForEver "joint-for-ever" "R17" Sim(500), "a joint configuration is never left";
+    JointOrphaned "joint-orphaned" "R17" Lean(500, "in_change=1500 set=3000 kill_leader=3000"), "a joint configuration is left by the leader that has entered it, and by no other";
+    AnswerInJoint "answer-in-joint" "R17" Sim(500), "a change is answered once its joint configuration is entered";
+    ExpectedRefused "expected-refused" "I15" Lean(1000, "nodes=3 spares=3 add=3000 replace=4000 latency_us=20000"), "a node turns away a member whose joining it has not heard of";
     PromoteUncaught "promote-uncaught" "R17" Sim(500), "a learner is promoted before it has caught up";
     QuorumIgnored "quorum-ignored" "R17" Sim(1000), "a removal is proposed that leaves voters of whom no majority is reachable";
 

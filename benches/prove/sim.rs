@@ -136,12 +136,32 @@ fn many(args: &Args) -> ExitCode {
         println!("FAILED: never met: {missing:?}");
         return ExitCode::FAILURE;
     }
+    if args.all_marks
+        && let Some(lack) = too_little_churn(&summary)
+    {
+        println!("FAILED: {lack}");
+        return ExitCode::FAILURE;
+    }
     println!(
         "simulation: everything held; {} marks, {} of them met",
         sim::Mark::ALL.len(),
         sim::Mark::ALL.len() - missing.len()
     );
     ExitCode::SUCCESS
+}
+
+/// What a run of 4000 seeds must have seen of changing members, at least, in proportion: seeds in
+/// which they change, changes, and crashes between a change's commit and its being applied.
+fn too_little_churn(summary: &Summary) -> Option<String> {
+    let s = &summary.stats;
+    let all = [
+        ("seeds with churn", summary.churned, 1600),
+        ("membership changes", s.changes, 20_000),
+        ("crashes before a change was applied", s.cut_short, 1000),
+    ];
+    let lacks = |(_, seen, of_4000): &&(&str, u64, u64)| seen * 4000 < of_4000 * summary.seeds;
+    let (what, seen, of_4000) = all.iter().find(lacks)?;
+    Some(format!("only {seen} {what}; {of_4000} are wanted in 4000 seeds, here {}", summary.seeds))
 }
 
 fn once(seed: u64, twice: bool) -> Result<sim::Report, Box<Failure>> {

@@ -1,10 +1,13 @@
 //! Where peers say that they are reached, while the membership does not know it yet.
 //!
-//! A follower that lags does not know a leader that joined after what it has applied, and nobody
+//! A follower that lags does not know a leader that joined after what it has applied, or that it
+//! still expects to join, and nobody
 //! knows the new address of a member that moved until the change is committed, which may take that
 //! member's own vote. Both say hello with their address; it serves until the membership knows
 //! better. Invariants:
 //! - a hint is only ever about a member of the membership, or a raft id that is newer than it;
+//! - a member that was added and has joined since is who it says that it is: its raft id was kept
+//!   for it, and only the cluster gives it away;
 //! - it stays until the membership says the same, or that the member is gone: what a running
 //!   process says of itself is newer than any log, and the membership of a node that lags changes
 //!   to what has long been out of date;
@@ -70,7 +73,24 @@ impl Hints {
         }
     }
 
-    /// The peers that the membership does not know, or only expects.
+    /// Whom a node can speak to, itself included, and where.
+    pub(crate) fn peers<'a>(
+        &'a self,
+        membership: Option<&'a Membership>,
+    ) -> impl Iterator<Item = Peer> + 'a {
+        let members = membership.into_iter().flat_map(|m| &m.members);
+        // A member that was added and has not joined cannot be spoken to.
+        let known = members.filter(|m| m.has_joined()).map(|m| Peer {
+            raft_id: m.raft_id,
+            node_id: m.node_id,
+            incarnation: m.incarnation,
+            addr: self.addr(m).to_owned(),
+        });
+        known.chain(self.unknown(membership).cloned())
+    }
+
+    /// The peers that the membership does not know: newer ones, and those that it still expects and
+    /// that have joined.
     pub(crate) fn unknown<'a>(
         &'a self,
         membership: Option<&'a Membership>,
@@ -181,6 +201,21 @@ mod tests {
             assert_eq!(hints, Hints::default());
             assert!(!hints.heard(Some(&m), peer(2, addr)), "nothing new");
         }
+    }
+
+    #[test]
+    fn one_that_is_still_expected_is_reached_once_it_says_that_it_has_joined() {
+        let (mut hints, mut old) = (Hints::default(), members(&[(1, "a:1"), (4, "d:1")], 5));
+        old.members[1].incarnation = Incarnation::from_u128(0);
+        let others = |hints: &Hints| hints.peers(Some(&old)).find(|p| p.raft_id != 1);
+        assert_eq!(others(&hints), None, "nobody knows its data directory");
+        assert!(hints.heard(Some(&old), peer(4, "d:1")));
+        assert_eq!(others(&hints), Some(peer(4, "d:1")));
+        // A change of something else comes first.
+        hints.settle(&old);
+        assert_eq!(others(&hints), Some(peer(4, "d:1")));
+        hints.settle(&members(&[(1, "a:1"), (4, "d:1")], 5));
+        assert_eq!(hints, Hints::default());
     }
 
     #[test]

@@ -70,15 +70,7 @@ impl View {
     pub(crate) fn peers(&self) -> Option<Peers> {
         let identity = self.identity?;
         let (cluster_id, raft_id) = identity.cluster?;
-        let members = self.membership.iter().flat_map(|m| &m.members);
-        // A member that was added and has not joined cannot be spoken to.
-        let known = members.filter(|m| m.has_joined()).map(|m| Peer {
-            raft_id: m.raft_id,
-            node_id: m.node_id,
-            incarnation: m.incarnation,
-            addr: self.hints.addr(m).to_owned(),
-        });
-        let all = known.chain(self.hints.unknown(self.membership.as_ref()).cloned());
+        let all = self.hints.peers(self.membership.as_ref());
         let others = all.filter(|peer| peer.raft_id != raft_id).collect();
         Some(Peers { cluster_id, raft_id, identity, addr: self.addr.clone(), others })
     }

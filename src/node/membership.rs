@@ -171,7 +171,9 @@ impl Changes {
         let Some(reply) = current.reply else { return };
         let ours = (current.term, current.index) == (at.term, at.index);
         match changed {
-            Some(m) if ours && m.is_joint() => self.joint = Some(reply),
+            Some(m) if ours && m.is_joint() && !zoo::has(Bug::AnswerInJoint) => {
+                self.joint = Some(reply)
+            }
             Some(m) if ours => {
                 self.answers.spread(reply, Changed::applied(m, current.voter), number, late);
             }
@@ -252,7 +254,8 @@ impl Node {
     /// Our leaders leave a joint configuration themselves: raft's auto-leave forgets it when the
     /// leader changes. One that will not vote afterwards hands over first, if it can.
     fn leave_joint(&mut self) {
-        if zoo::has(Bug::JointForEver) {
+        let orphan = zoo::has(Bug::JointOrphaned) && self.changes.joint.is_none();
+        if orphan || zoo::has(Bug::JointForEver) {
             return;
         }
         let voters =

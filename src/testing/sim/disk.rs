@@ -1,7 +1,7 @@
 //! The log thread of each machine: takes everything that is queued, writes it as one, tells.
 
 use super::disk_model::Write;
-use super::machine::{Life, LogJob};
+use super::machine::{Life, LogJob, Machine};
 use super::marks::Mark;
 use super::plan::Knob;
 use super::schedule::Time;
@@ -15,6 +15,11 @@ use crate::types::{Index, NodeId, Position};
 impl World {
     pub(super) fn log_job(&mut self, id: NodeId, job: LogJob) {
         self.oracle.write_begins(id, &job, &mut self.marks);
+        if let LogJob::Append { batch, .. } = &job
+            && let Some(node) = self.machines.get(&id).and_then(Machine::node)
+        {
+            batch.entries.iter().for_each(|entry| self.oracle.appends(entry, node));
+        }
         let Some(r) = self.at(id).running() else { return };
         r.log_queue.push(job);
         self.start_writing(id);

@@ -21,6 +21,17 @@ use crate::types::{
 pub(super) const CLUSTER: ClusterId = ClusterId::from_u128(0xc105);
 const FOUNDING: Position = Position { index: 1, term: 1 };
 
+/// The membership of a disk that belongs to no cluster.
+pub(super) fn nobody() -> Membership {
+    Membership {
+        cluster_id: CLUSTER,
+        index: 0,
+        conf_state: ConfState::default(),
+        members: Vec::new(),
+        next_raft_id: 0,
+    }
+}
+
 /// How a machine stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Crash {
@@ -120,14 +131,7 @@ impl World {
         let incarnation = m.incarnation();
         self.oracle.new_disk(id, incarnation);
         let machine = self.machines.remove(&id).expect("invariant: it was just used");
-        let nobody = Membership {
-            cluster_id: CLUSTER,
-            index: 0,
-            conf_state: ConfState::default(),
-            members: Vec::new(),
-            next_raft_id: 0,
-        };
-        self.write_founding(&machine, &nobody);
+        self.write_founding(&machine, &nobody());
         self.machines.insert(id, machine);
     }
 
@@ -294,9 +298,16 @@ impl World {
         let durable = self.oracle.durable(id);
         let noted = durable.snapshot.is_some_and(|s| s.installing);
         let membership = self.oracle.membership_record(id);
+        let node = self.machines.get(&id).and_then(Machine::node);
+        let commit = node.map_or(0, |n| n.probe().commit);
+        let in_change = self.oracle.is_between_commit_and_apply(id, commit);
+        if leads {
+            self.oracle.leader_crashes(node.and_then(|n| n.members()));
+        }
         let marks = &mut self.marks;
         let Some(r) = self.machines.get_mut(&id).and_then(Machine::running) else { return };
         marks.hit_if(Mark::LeaderKilled, leads);
+        marks.hit_if(Mark::CrashInChange, in_change);
         marks.hit_if(Mark::CrashBeforeWrite, !(r.writing.is_empty() && r.log_queue.is_empty()));
         marks.hit_if(Mark::CrashInTransfer, receiving);
         marks.hit_if(Mark::CrashInCapture, r.captures > 0);
@@ -319,6 +330,20 @@ impl World {
         marks.hit_if(Mark::CrashInApply, applies && r.store_busy);
         let behind = membership > r.applied.max(1) && !r.jobs.is_empty();
         marks.hit_if(Mark::CrashBeforeApply, behind);
+    }
+
+    /// Sometimes a node ends between the commit of a membership change and its record.
+    pub(super) fn crash_in_change(&mut self, id: NodeId, epoch: u64) {
+        if !self.nemesis.crashes_in_change() {
+            return;
+        }
+        let Some(r) = self.alive(id, epoch) else { return };
+        let commit = r.node.probe().commit;
+        if self.oracle.is_between_commit_and_apply(id, commit) && self.chance.fault.one_in(2) {
+            self.nemesis.crashed_in_change();
+            let how = [Crash::Kill, Crash::Power][self.chance.fault.below(2) as usize];
+            self.crash(id, how);
+        }
     }
 
     /// Sometimes power goes in the very moment in which persisted messages leave.

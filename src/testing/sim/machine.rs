@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::plan::{Knob, Plan};
 use super::schedule::Time;
@@ -121,6 +122,8 @@ pub(super) struct Machine {
     pub(super) sealed: bool,
     /// A bit of its disk has flipped.
     pub(super) rotten: bool,
+    /// Its disk is lost, and it is to be a member again with another one.
+    pub(super) lost: bool,
     pub(super) paused_until: Time,
     pub(super) stalled_until: Time,
     pub(super) store_hangs_until: Time,
@@ -139,12 +142,15 @@ pub(super) fn addr(id: NodeId, moves: u64) -> String {
 
 /// The configuration that every node of a plan has.
 pub(super) fn config(plan: &Plan) -> Config {
+    let dead = Some(plan.get(Knob::RemoveDead));
     Config {
         snapshot_entries: plan.get(Knob::SnapshotEntries),
         snapshot_trailing_entries: plan.get(Knob::Trailing),
         max_size_per_msg: plan.get(Knob::MessageBytes),
         max_inflight_msgs: plan.get(Knob::Inflight) as usize,
         max_apply_lag: plan.get(Knob::ApplyLag),
+        auto_promote: plan.get(Knob::AutoPromote) > 0,
+        remove_dead_after: dead.filter(|s| *s > 0).map(Duration::from_secs),
         ..Config::default()
     }
 }
@@ -164,6 +170,7 @@ impl Machine {
             rolled_back: false,
             sealed: false,
             rotten: false,
+            lost: false,
             paused_until: 0,
             stalled_until: 0,
             store_hangs_until: 0,

@@ -77,6 +77,7 @@
 //! an error or a panic, without having been told to, is named with its command.
 #![doc = include_str!("knobs.md")]
 
+mod admin;
 mod caller;
 mod calls;
 mod check;
@@ -84,6 +85,7 @@ mod churn;
 mod clients;
 mod disk;
 mod disk_model;
+mod ledger;
 mod life;
 mod machine;
 mod marks;
@@ -188,7 +190,7 @@ fn run_here(
         Ok(()) => Ok(Report {
             plan: plan.clone(),
             simulated: world.now(),
-            stats: world.stats.clone(),
+            stats: world.stats(),
             marks: world.marks.clone(),
         }),
         Err(panicked) => {

@@ -11,7 +11,7 @@ use super::schedule::{MS, SECOND, Time};
 use super::world::{What, World};
 use crate::testing::rng::Rng;
 use crate::testing::vfs::Fault;
-use crate::types::{ConfState, NodeId};
+use crate::types::{NodeId, RaftId};
 use crate::vfs::Vfs;
 
 /// What the faults have done that is not over.
@@ -25,6 +25,10 @@ pub(super) struct Nemesis {
     /// The next write, or the next turn, of anybody ends in a loss of power.
     after_write: bool,
     after_send: bool,
+    /// The next node that is between the commit of a membership change and its record ends so.
+    in_change: bool,
+    /// Disks are lost as soon as no change of the members is under way.
+    to_lose: Option<Time>,
     /// No fault before: an older disk waits for its first contact.
     quiet_until: Time,
     /// Leaders whose disk stalls: node, its life, the fault.
@@ -38,6 +42,18 @@ impl Nemesis {
 
     pub(super) fn crashes_after_send(&mut self, rng: &mut Rng) -> bool {
         self.after_send && rng.one_in(5) && std::mem::take(&mut self.after_send)
+    }
+
+    pub(super) fn waits_to_lose(&self) -> bool {
+        self.to_lose.is_some()
+    }
+
+    pub(super) fn crashes_in_change(&mut self) -> bool {
+        self.in_change
+    }
+
+    pub(super) fn crashed_in_change(&mut self) {
+        self.in_change = false;
     }
 
     /// The fault that a disk is going to show, or has shown.
@@ -59,7 +75,7 @@ impl Nemesis {
     }
 
     pub(super) fn heal(&mut self) {
-        (self.after_write, self.after_send) = (false, false);
+        (self.after_write, self.after_send, self.in_change) = (false, false, false);
     }
 }
 
@@ -100,9 +116,18 @@ impl World {
             Knob::Wipe => self.wipe(),
             Knob::Rollback => self.roll_back(),
             Knob::StoreError | Knob::StorePanic => self.make_mischief(knob),
-            Knob::Transfer | Knob::Join | Knob::Remove | Knob::RemoveLeader | Knob::Move => {
-                self.change_members(knob);
-            }
+            Knob::Transfer
+            | Knob::Join
+            | Knob::Add
+            | Knob::Promote
+            | Knob::Demote
+            | Knob::Remove
+            | Knob::RemoveLeader
+            | Knob::Replace
+            | Knob::Set
+            | Knob::Move
+            | Knob::Swap => self.change_members(knob),
+            Knob::InChange => self.nemesis.in_change = true,
             Knob::Shutdown => self.shut_down(),
             Knob::Burst => {
                 let count = 20 + self.chance.fault.below(200);
@@ -257,33 +282,59 @@ impl World {
 
     /// Whether the cluster can do without this disk for good: a majority of the others' disks is
     /// intact, whatever comes of the changes under way.
-    fn can_lose(&self, id: NodeId) -> bool {
-        let settled = self.churn.last_asked() + 6 * SECOND < self.now();
-        settled
-            && !self.churn.is_busy()
-            && self
-                .configurations_in_force()
-                .iter()
-                .all(|c| self.intact(&c.voters, id) > c.voters.len() / 2)
+    pub(super) fn can_lose(&self, id: NodeId) -> bool {
+        // A leader may remove whom it has not heard of, up to the moment in which it misses this one.
+        let removes = self.plan.get(Knob::RemoveDead) > 0;
+        self.is_settled()
+            && (!removes || self.all_reach_each_other(id))
+            && self.possible_voters().iter().all(|v| self.intact(v, id) > v.len() / 2)
     }
 
-    /// Whether the voters that are left can go on when this one is removed.
+    /// Whether no change is under way that was asked for.
+    pub(super) fn is_settled(&self) -> bool {
+        // Whoever has it forgets it when its own deadline is over.
+        let doubt = self.churn.last_doubt();
+        (doubt == 0 || doubt + 6 * SECOND < self.now()) && !self.churn.is_busy()
+    }
+
+    fn all_reach_each_other(&self, but: NodeId) -> bool {
+        let now = self.now();
+        let fine = |m: &Machine| {
+            let held = m.paused_until.max(m.stalled_until) > now;
+            m.id == but || !takes_part(m) || (m.is_up() && !held)
+        };
+        self.net.is_calm(now) && self.machines.values().all(fine)
+    }
+
+    /// Whether the voters that are left can go on when this one votes no more.
     pub(super) fn can_remove(&self, id: NodeId) -> bool {
-        self.configurations_in_force().iter().all(|c| {
+        self.possible_voters().iter().all(|voters| {
             let is_other = |v: &&u64| self.net.homes.get(*v) != Some(&id);
-            let others = c.voters.iter().filter(is_other).count();
-            self.intact(&c.voters, id) > others / 2
+            let others = voters.iter().filter(is_other).count();
+            self.intact(voters, id) > others / 2
         })
     }
 
-    fn configurations_in_force(&self) -> Vec<ConfState> {
+    /// Every set of voters that some node goes by, that a log may bring into force, or that comes
+    /// next when a leader promotes a learner.
+    pub(super) fn possible_voters(&self) -> Vec<Vec<RaftId>> {
         let held = self.machines.values().filter_map(|m| m.node()?.members());
         let newest = self.oracle.memberships.values().rev().take(2);
-        held.chain(newest).map(|m| m.conf_state.clone()).collect()
+        let confs = held.chain(newest).map(|m| &m.conf_state).chain(self.oracle.possible());
+        let mut all = Vec::new();
+        for conf in confs {
+            // One that has not joined is at home nowhere.
+            for learner in conf.learners.iter().filter(|l| self.net.homes.contains_key(*l)) {
+                all.push([conf.voters.as_slice(), &[*learner]].concat());
+            }
+            all.extend([conf.voters.clone(), conf.voters_outgoing.clone()]);
+        }
+        all.retain(|voters| !voters.is_empty());
+        all
     }
 
     /// How many of these voters have an intact disk, leaving one machine out.
-    fn intact(&self, voters: &[u64], but: NodeId) -> usize {
+    pub(super) fn intact(&self, voters: &[RaftId], but: NodeId) -> usize {
         let intact = |raft_id: &&u64| {
             let home = self.net.homes.get(*raft_id).and_then(|home| self.machines.get(home));
             home.is_some_and(|m| {
@@ -297,12 +348,43 @@ impl World {
     /// A disk is lost for good.
     fn wipe(&mut self) {
         let id = self.any();
-        let member = self.at(id).raft_id.is_some();
-        if member && !matches!(self.at(id).life, Life::Out | Life::Joining) && self.can_lose(id) {
-            self.end_process(id);
-            self.at(id).life = Life::Out;
-            self.note(|| format!("node {id} loses its disk"));
+        if !self.is_settled() {
+            let until = self.now() + 15 * SECOND;
+            self.nemesis.to_lose.get_or_insert(until);
+            return;
         }
+        if !takes_part(&self.machines[&id]) || !self.can_lose(id) {
+            return;
+        }
+        self.nemesis.to_lose = None;
+        let anew = self.chance.fault.below(100) < self.plan.get(Knob::Readmit);
+        if anew && self.at(id).is_up() && self.chance.fault.one_in(2) {
+            self.ask_too_early(id);
+            return;
+        }
+        self.note(|| format!("node {id} loses its disk"));
+        self.lose_disk(id);
+        if anew {
+            self.empty_disk(id);
+        }
+    }
+
+    /// A loss that had to wait for the changes under way; after a while it is not waited for.
+    pub(super) fn lose_what_waits(&mut self) {
+        let Some(until) = self.nemesis.to_lose else { return };
+        if self.now() > until {
+            self.nemesis.to_lose = None;
+        } else if self.now() >= self.nemesis.quiet_until && self.is_settled() {
+            self.wipe();
+        }
+    }
+
+    /// A disk is gone; its machine comes back with another one.
+    pub(super) fn lose_disk(&mut self, id: NodeId) {
+        self.end_process(id);
+        let m = self.at(id);
+        m.life = Life::Out;
+        m.lost = true;
     }
 
     /// An older copy of a disk is taken, or put back while a majority that holds every committed

@@ -10,8 +10,9 @@ use super::plan::Knob;
 use super::schedule::{MS, Time};
 use super::subject::{DIGEST, mix};
 use super::world::{What, World};
+use crate::driver::handler::check_sender;
 use crate::node::event::Event;
-use crate::transport::Peer;
+use crate::transport::{Peer, Refusal};
 use crate::types::{Message, NodeId, RaftId};
 
 /// Something under way.
@@ -113,34 +114,57 @@ impl World {
         self.post(id, to, Load::Raft { from, message: Box::new(message) }, bulk, 0);
     }
 
-    /// Where a node's message to a member goes: to whoever listens at the address that it was told.
+    /// Where a node's message to a member goes: to whoever listens at the address that it was told,
+    /// if it knows whose data directory it wants there.
     pub(super) fn route(&self, id: NodeId, to: RaftId) -> Option<NodeId> {
-        if self.plan.get(Knob::AddressBook) == 0 {
-            return self.net.homes.get(&to).copied();
-        }
+        let home = self.net.homes.get(&to).copied();
         let Life::Running(r) = &self.machines.get(&id)?.life else { return None };
         let view = r.view.as_ref();
-        let member = view.and_then(|view| view.by_raft(to)).map(|member| r.hints.addr(member));
-        let unknown = || r.hints.unknown(view).find(|peer| peer.raft_id == to);
-        self.listener(member.or_else(|| unknown().map(|peer| peer.addr.as_str()))?)
+        let peer = r.hints.peers(view).find(|peer| peer.raft_id == to);
+        if self.plan.get(Knob::AddressBook) == 0 {
+            // Without a book a machine is found wherever it is, unless it is another one by now.
+            let expected = view.and_then(|v| v.by_raft(to)).is_some_and(|m| !m.has_joined());
+            return home.filter(|_| !expected || peer.is_some());
+        }
+        let peer = peer?;
+        let there = self.listener(&peer.addr)?;
+        (self.machines[&there].incarnation() == peer.incarnation).then_some(there)
     }
 
     /// Connections are made whether there is something to send or not, and again when they broke.
     pub(super) fn say_hellos(&mut self) {
-        if self.plan.get(Knob::AddressBook) == 0 {
-            return;
-        }
         let mut hellos = Vec::new();
         for (id, machine) in &self.machines {
             let Life::Running(r) = &machine.life else { continue };
             let members = r.view.iter().flat_map(|view| &view.members);
             for peer in members.filter(|member| member.raft_id != r.raft_id) {
-                let to = self.route(*id, peer.raft_id).filter(|to| !self.net.is_cut(*id, *to));
+                let cut = |to: &NodeId| self.net.is_cut(*id, *to) || self.net.is_cut(*to, *id);
+                let to = self.route(*id, peer.raft_id).filter(|to| !cut(to));
                 let there = |to: &NodeId| self.machines[to].raft_id == Some(peer.raft_id);
                 hellos.extend(to.filter(there).map(|to| (to, *id, r.raft_id)));
             }
         }
-        hellos.into_iter().for_each(|(to, from, raft_id)| self.says_where(to, from, raft_id));
+        for (to, from, raft_id) in hellos {
+            if self.plan.get(Knob::AddressBook) > 0 {
+                self.says_where(to, from, raft_id);
+            }
+            self.tells_removed(to, from, raft_id);
+        }
+    }
+
+    /// Whoever knows that the sender of a hello was removed says so, and that is final.
+    fn tells_removed(&mut self, to: NodeId, sender: NodeId, raft_id: RaftId) {
+        let now = self.now();
+        let view = self.machines.get_mut(&to).and_then(Machine::running).map(|r| r.view.as_ref());
+        if !view.flatten().is_some_and(|view| view.was_removed(raft_id)) {
+            return;
+        }
+        let epoch = self.at(sender).epoch;
+        let Some(r) = self.alive(sender, epoch).filter(|r| r.removed.is_none()) else { return };
+        r.removed = Some(now);
+        self.hit(Mark::RemovedTold);
+        self.note(|| format!("node {sender} is told by node {to} that it was removed"));
+        self.schedule.after(MS, What::Depart(sender, epoch));
     }
 
     /// A connection begins with a hello, which says where its sender is.
@@ -227,6 +251,9 @@ impl World {
             return self.lose(packet);
         }
         if let Load::Raft { from, message } = &packet.load {
+            if self.turns_away(packet.to, packet.from, *from) {
+                return self.lose(packet);
+            }
             let sent = (packet.from, *from, packet.from_boot);
             if self.refuses_boots(sent, (packet.to, message.to())) {
                 return self.lose(packet);
@@ -263,6 +290,21 @@ impl World {
         }
     }
 
+    /// Whether a receiver does not know the data directory of a sender. One that was removed is heard
+    /// on the connection that it has.
+    fn turns_away(&mut self, to: NodeId, sender: NodeId, raft_id: RaftId) -> bool {
+        let incarnation = self.at(sender).incarnation();
+        let peer = Peer { raft_id, node_id: sender, incarnation, addr: self.churn.addr(sender) };
+        let Some(r) = self.machines.get_mut(&to).and_then(Machine::running) else { return false };
+        let judged = check_sender(r.view.as_ref(), r.raft_id, &peer);
+        let known = r.view.as_ref().and_then(|view| view.by_raft(raft_id));
+        let expected = known.is_some_and(|member| !member.has_joined());
+        let lives = self.machines[&sender].raft_id == Some(raft_id);
+        self.marks.hit_if(Mark::ExpectedHeard, lives && expected && judged.is_ok());
+        let away = lives && matches!(judged, Err(Refusal::Sender(_)));
+        away
+    }
+
     /// The handshake tells both ends the boot counter of the other. Whoever remembers a higher
     /// one refuses: that disk was put back from a copy. An operator hears of it and replaces it.
     fn refuses_boots(
@@ -271,6 +313,10 @@ impl World {
         (to, to_raft): (NodeId, RaftId),
     ) -> bool {
         let to_boot = self.machines.get(&to).map_or(0, |m| m.boots);
+        let there = |m: &Machine| m.is_up() && m.raft_id == Some(to_raft);
+        if !self.machines.get(&to).is_some_and(there) {
+            return false;
+        }
         let ends = [(from, from_raft, from_boot, to), (to, to_raft, to_boot, from)];
         let mut refused = false;
         for (who, raft_id, boot, by) in ends {
@@ -292,8 +338,7 @@ impl World {
         if std::mem::take(&mut self.at(id).rolled_back) {
             self.hit(Mark::RollbackRefused);
             self.note(|| format!("node {id} is refused: its disk is an older copy"));
-            self.end_process(id);
-            self.at(id).life = Life::Out;
+            self.lose_disk(id);
         }
     }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::disk_model::{self, Contents, DiskModel};
+use super::ledger::Ledger;
 use super::machine::LogJob;
 use super::marks::{Mark, Marks};
 use super::schedule::Time;
@@ -16,14 +17,14 @@ use crate::node::Node;
 use crate::node::probe::Probe;
 use crate::testing::text::{Answer, shown};
 use crate::types::{
-    ConfState, Incarnation, Index, MemberRole, Membership, Message, MessageType, NodeId, Position,
-    RaftId, SnapshotMeta, Term,
+    ConfState, Incarnation, Index, Membership, Message, MessageType, NodeId, Position, RaftId,
+    SnapshotMeta, Term,
 };
 
 /// A committed entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Entry {
-    term: Term,
+pub(super) struct Entry {
+    pub(super) term: Term,
     digest: u64,
 }
 
@@ -33,7 +34,7 @@ pub(super) struct Oracle {
     leaders: BTreeMap<Term, RaftId>,
     candidates: BTreeMap<Term, RaftId>,
     /// The union of what was committed anywhere.
-    committed: BTreeMap<Index, Entry>,
+    pub(super) committed: BTreeMap<Index, Entry>,
     /// The term of the node that first knew of each that it is committed: no leader of an earlier
     /// one need hold it, however late its votes arrive.
     known_in: BTreeMap<Index, Term>,
@@ -46,16 +47,19 @@ pub(super) struct Oracle {
     /// Every entry that came to any disk.
     written: BTreeMap<(Index, Term), u64>,
     pub(super) memberships: BTreeMap<Index, Membership>,
-    names: BTreeMap<RaftId, (NodeId, Incarnation)>,
+    pub(super) ledger: Ledger,
+    pub(super) names: BTreeMap<RaftId, (NodeId, Incarnation)>,
     /// Whose disk is in each machine.
-    incarnations: BTreeMap<NodeId, Incarnation>,
-    disks: BTreeMap<NodeId, DiskModel>,
+    pub(super) incarnations: BTreeMap<NodeId, Incarnation>,
+    pub(super) disks: BTreeMap<NodeId, DiskModel>,
     /// What the disks of removed members held when they were given up.
-    given_up: BTreeMap<RaftId, Contents>,
+    pub(super) given_up: BTreeMap<RaftId, Contents>,
     /// The configuration that each node counted by at the last look.
     confs: BTreeMap<NodeId, ConfState>,
     /// Each node at the last look, by the life it was in.
-    last: BTreeMap<NodeId, (u64, Probe)>,
+    pub(super) last: BTreeMap<NodeId, (u64, Probe)>,
+    /// An older copy of a disk was put back.
+    put_back: bool,
     /// Since when a leader has waited for a snapshot's transfer (I16).
     snapshot_waits: BTreeMap<(NodeId, RaftId), Time>,
 }
@@ -138,6 +142,7 @@ impl Oracle {
         let conf = node.conf();
         let votes = conf.voters.contains(&p.raft_id) || conf.voters_outgoing.contains(&p.raft_id);
         assert!(votes, "H1: node {id} leads term {} and is no voter", p.term);
+        self.require_votes(id, p, &conf);
         let others = self.last.iter().any(|(other, (_, q))| *other != id && q.leads);
         marks.hit_if(Mark::TwoLeaders, others);
         for (index, entry) in self.committed.range(p.compacted + 1..) {
@@ -152,6 +157,30 @@ impl Oracle {
                 p.term
             );
         }
+    }
+
+    /// I1: who leads has durable votes of a majority, of both halves of a joint configuration. Its own
+    /// may be on its way to the disk; a disk that was put back has forgotten what it voted.
+    pub(super) fn require_votes(&self, id: NodeId, p: &Probe, conf: &ConfState) {
+        let voted = |voter: &&RaftId| {
+            let disk = self.disk_of(**voter).map(|d| &d.durable);
+            let mut held = disk.into_iter().chain(self.given_up.get(voter)).map(|c| c.hard_state);
+            let mine = **voter == p.raft_id;
+            mine || held.any(|hs| hs.term > p.term || (hs.term, hs.vote) == (p.term, p.raft_id))
+        };
+        let majority = |voters: &Vec<RaftId>| {
+            voters.is_empty() || voters.iter().filter(voted).count() > voters.len() / 2
+        };
+        let before = self.confs.get(&id).filter(|conf| !conf.voters.is_empty());
+        let elected = before
+            .into_iter()
+            .chain([conf])
+            .any(|c| majority(&c.voters) && majority(&c.voters_outgoing));
+        assert!(
+            elected || self.put_back,
+            "I1: node {id} leads term {} without the votes of a majority of {conf:?}",
+            p.term
+        );
     }
 
     /// I16: whoever is waited for with a snapshot gets one, or the watchdog ends the wait. One who
@@ -182,6 +211,7 @@ impl Oracle {
                     self.require_quorum(&confs, index, term);
                     self.committed.insert(index, entry);
                     self.known_in.insert(index, p.term);
+                    self.ledger.commits(index, kind, &data);
                 }
             }
         }
@@ -205,30 +235,6 @@ impl Oracle {
             held,
             "I6: entry {index} of term {term} is committed and on no quorum of {confs:?}"
         );
-    }
-
-    /// I13: the same index brings the same membership everywhere; ids are never used again.
-    pub(super) fn membership(&mut self, m: &Membership, marks: &mut Marks) {
-        for member in &m.members {
-            let name = (member.node_id, member.incarnation);
-            let known = *self.names.entry(member.raft_id).or_insert(name);
-            assert_eq!(known, name, "I13: raft id {} is used again", member.raft_id);
-        }
-        if let Some(known) = self.memberships.get(&m.index) {
-            assert_eq!(known, m, "I13: two memberships at index {}", m.index);
-            return;
-        }
-        if let Some((_, before)) = self.memberships.range(..m.index).next_back() {
-            let voters = |m: &Membership| m.conf_state.voters.clone();
-            let (old, new) = (voters(before), voters(m));
-            marks.hit_if(Mark::VoterRemoved, old.iter().any(|v| !new.contains(v)));
-            let promoted = |v: &RaftId| before.role(*v) == Some(MemberRole::Learner);
-            marks.hit_if(Mark::Promoted, new.iter().any(promoted));
-            let moved =
-                |o: &crate::types::Member| m.by_raft(o.raft_id).is_some_and(|n| n.addr != o.addr);
-            marks.hit_if(Mark::AddressChanged, before.members.iter().any(moved));
-        }
-        self.memberships.insert(m.index, m.clone());
     }
 
     /// A message leaves a node: R2, H6. What it says is durable there. R12: a leader falls silent
@@ -308,6 +314,7 @@ impl Oracle {
 
     /// An older copy of a disk was put back: what it holds is what it holds.
     pub(super) fn rolled_back(&mut self, id: NodeId, found: Contents) {
+        self.put_back = true;
         self.disks.insert(id, DiskModel::holding(found));
     }
 
@@ -324,48 +331,6 @@ impl Oracle {
 
     pub(super) fn durable(&self, id: NodeId) -> Contents {
         self.disks.get(&id).map(|d| d.durable.clone()).unwrap_or_default()
-    }
-
-    /// Index of the durable membership record.
-    pub(super) fn membership_record(&self, id: NodeId) -> Index {
-        let record = self.disks.get(&id).and_then(|d| d.durable.membership.clone());
-        record.and_then(|r| Membership::decode(r).ok()).map_or(0, |m| m.index)
-    }
-
-    /// Whether a majority of the voters of the newest membership has it on its disk that this one
-    /// was removed: before, its vote may be needed.
-    pub(super) fn knows_removal(&self, raft_id: RaftId) -> bool {
-        let Some((_, newest)) = self.memberships.last_key_value() else { return false };
-        let knows = |voter: &&RaftId| {
-            let record = self.disk_of(**voter).and_then(|d| d.durable.membership.clone());
-            record.and_then(|r| Membership::decode(r).ok()).is_some_and(|m| m.was_removed(raft_id))
-        };
-        let voters = &newest.conf_state.voters;
-        newest.was_removed(raft_id) && voters.iter().filter(knows).count() > voters.len() / 2
-    }
-
-    /// The disk of a member, unless its machine has lost it: what is in there now is another's.
-    fn disk_of(&self, raft_id: RaftId) -> Option<&DiskModel> {
-        let (home, incarnation) = self.names.get(&raft_id)?;
-        let there = self.incarnations.get(home) == Some(incarnation);
-        self.disks.get(home).filter(|_| there)
-    }
-
-    /// The data directory of a member that some membership has named.
-    pub(super) fn incarnation(&self, raft_id: RaftId) -> Option<Incarnation> {
-        self.names.get(&raft_id).map(|(_, incarnation)| *incarnation)
-    }
-
-    pub(super) fn new_disk(&mut self, id: NodeId, incarnation: Incarnation) {
-        self.incarnations.insert(id, incarnation);
-        let old = self.disks.remove(&id);
-        let newest = self.names.iter().rfind(|(_, (home, _))| *home == id).map(|(r, _)| *r);
-        let members = self.memberships.last_key_value().map(|(_, m)| m);
-        let removed = newest.filter(|r| members.is_some_and(|m| m.was_removed(*r)));
-        if let (Some(raft_id), Some(old)) = (removed, old) {
-            self.given_up.entry(raft_id).or_insert(old.durable);
-        }
-        self.last.remove(&id);
     }
 
     pub(super) fn process_ends(&mut self, id: NodeId) {

@@ -10,7 +10,7 @@ use super::nemesis::takes_part;
 use super::plan::Knob;
 use super::schedule::{MS, SECOND, Time};
 use super::world::World;
-use crate::types::{ConfState, Membership, NodeId};
+use crate::types::{ConfState, Member, MemberRole, Membership, NodeId};
 
 /// How long a healed cluster may take to come to rest.
 const REST: Time = 120 * SECOND;
@@ -37,7 +37,14 @@ impl World {
         self.note(|| "everything is healed".to_owned());
         self.net.heal();
         self.nemesis.heal();
+        self.churn.wishes.clear();
         let chosen = self.choose_majority();
+        if self.whole {
+            // A disk that may be damaged is replaced, too.
+            let rotten = |m: &&Machine| takes_part(m) && m.rotten;
+            let rotten: Vec<NodeId> = self.machines.values().filter(rotten).map(|m| m.id).collect();
+            rotten.into_iter().for_each(|id| self.lose_disk(id));
+        }
         let ids: Vec<NodeId> = self.machines.keys().copied().collect();
         for id in ids {
             if !chosen.contains(&id) && self.at(id).is_up() {
@@ -71,12 +78,16 @@ impl World {
         let churn = self.plan.has_churn();
         // Nor how many changes an administrator has asked for will still happen.
         let asked = self.churn.is_busy();
-        if churn && (unnoticed || asked || self.plan.get(Knob::HealSome) == 0) {
+        // Two that have exchanged their addresses find each other only through a third.
+        let swapped = self.plan.get(Knob::AddressBook) > 0 && self.plan.get(Knob::Swap) > 0;
+        if churn && (unnoticed || asked || swapped || self.plan.get(Knob::HealSome) == 0) {
+            self.whole = true;
             return rest.into_iter().collect();
         }
         let mut confs = self.configurations(&rest);
         let newest = self.oracle.memberships.values().next_back();
         confs.extend(newest.map(|m| m.conf_state.clone()));
+        confs.extend(self.oracle.possible().cloned());
         // One more change may be in a log, which no record tells of yet.
         let spare = usize::from(churn);
         let mut chosen = BTreeSet::new();
@@ -230,6 +241,9 @@ impl World {
         };
         let last = leader.probe().last;
         let Some(members) = leader.members() else { return false };
+        if members.is_joint() || (self.whole && !self.is_whole(members)) {
+            return false;
+        }
         let commands = self.oracle.log.last_key_value().map_or(0, |(index, _)| *index);
         let member = |m: &&Machine| m.raft_id.is_some_and(|r| members.by_raft(r).is_some());
         self.machines.values().filter(member).all(|m| match &m.life {
@@ -240,6 +254,34 @@ impl World {
             }
             Life::Down | Life::Joining | Life::Out => true,
         })
+    }
+
+    /// Whether every machine whose disk was lost is a member again, every removed node was told, and
+    /// every learner votes that is to.
+    fn is_whole(&self, members: &Membership) -> bool {
+        let is_settled = |m: &Machine| match &m.life {
+            Life::Running(r) => !members.was_removed(r.raft_id) || !self.finds_somebody(m.id),
+            Life::Joining => false,
+            Life::Down | Life::Out => !m.lost,
+        };
+        let votes = |m: &Member| {
+            let learns = members.role(m.raft_id) == Some(MemberRole::Learner);
+            let there = self.machines.get(&m.node_id).is_some_and(Machine::is_up);
+            !(learns && there && m.has_joined() && !m.learner_only)
+        };
+        self.machines.values().all(is_settled) && members.members.iter().all(votes)
+    }
+
+    /// Whether any member is where a node has it: one that was away while all others moved is told
+    /// by nobody.
+    fn finds_somebody(&self, id: NodeId) -> bool {
+        let Life::Running(r) = &self.machines[&id].life else { return false };
+        let others = r.view.iter().flat_map(|view| &view.members);
+        let there = |other: &Member| {
+            let to = self.route(id, other.raft_id).map(|to| &self.machines[&to]);
+            to.is_some_and(|to| to.is_up() && to.raft_id == Some(other.raft_id))
+        };
+        others.filter(|other| other.raft_id != r.raft_id).any(there)
     }
 
     /// Everybody, in a few lines each.

@@ -78,12 +78,22 @@ knobs! {
     Remove "remove" 0 "Mean milliseconds between removals.";
     RemoveLeader "remove_leader" 0 "Mean milliseconds between removals of the leader.";
     Move "move" 0 "Mean milliseconds between changes of an address.";
+    Add "add" 0 "Mean milliseconds between machines that are added before they join.";
+    Promote "promote" 0 "Mean milliseconds between learners that are to vote.";
+    Demote "demote" 0 "Mean milliseconds between voters that are to be learners.";
+    Replace "replace" 0 "Mean milliseconds between machines whose place a spare one takes.";
+    Set "set" 0 "Mean milliseconds between changes of all members at once.";
+    Swap "swap" 0 "Mean milliseconds between two machines that exchange their addresses.";
+    InChange "in_change" 0 "Mean milliseconds between crashes with a membership change committed and not yet applied.";
     Burst "burst" 0 "Mean milliseconds between bursts of proposals.";
     Shutdown "shutdown" 0 "Mean milliseconds between clean shutdowns.";
     Silent "silent" 0 "Percent of the links that lose what they lose without telling its sender.";
     LongDeadlines "long_deadlines" 0 "Percent of the operations whose clients wait for minutes.";
     AddressBook "address_book" 0 "1: messages go to the address that their sender was told, and not to wherever their receiver is.";
     HealSome "heal_some" 0 "1: where members change, too, a majority is healed and the rest is gone; 0: all are healed there.";
+    Readmit "readmit" 0 "Percent of the lost disks whose machine asks at once to be let in again under its node id; the others are removed first.";
+    AutoPromote "auto_promote" 1 "1: who joins is to vote; 0: it stays a learner until it is promoted.";
+    RemoveDead "remove_dead" 0 "0: never; n: seconds after which a leader removes a voter that is silent.";
     InboxBytes "inbox_bytes" 0 "0: no bound; n: bytes of peers' messages that may wait for a node.";
 }
 
@@ -117,8 +127,31 @@ pub const FAULTS: &[Knob] = &[
     Knob::Remove,
     Knob::RemoveLeader,
     Knob::Move,
+    Knob::Add,
+    Knob::Promote,
+    Knob::Demote,
+    Knob::Replace,
+    Knob::Set,
+    Knob::Swap,
+    Knob::InChange,
     Knob::Burst,
     Knob::Shutdown,
+];
+
+/// Those that change the members.
+const CHURN: &[Knob] = &[
+    Knob::Join,
+    Knob::Add,
+    Knob::Remove,
+    Knob::RemoveLeader,
+    Knob::Replace,
+    Knob::Set,
+    Knob::Promote,
+    Knob::Demote,
+    Knob::Swap,
+    Knob::Wipe,
+    Knob::Rollback,
+    Knob::InChange,
 ];
 
 /// One run, whole: the same plan gives the same run everywhere.
@@ -173,7 +206,7 @@ impl Plan {
 
     fn draw_faults(&mut self, rng: &mut Rng) {
         let level = rng.below(10);
-        for &knob in FAULTS {
+        for &knob in FAULTS.iter().filter(|knob| !CHURN.contains(knob)) {
             // A tenth of the runs has no fault, some have a few, some have most.
             let on = match level {
                 0 => false,
@@ -195,16 +228,42 @@ impl Plan {
             }
         }
         // Machines that come and go are what hurts most in the field.
-        if level > 0 && rng.one_in(2) {
-            self.set(Knob::Join, 3000 + rng.below(10_000));
-            self.set(Knob::Remove, 3000 + rng.below(15_000));
+        if level > 0 && rng.below(3) > 0 {
+            self.draw_churn(rng);
         }
         // So does everything going dark at once.
         if level > 0 && rng.one_in(5) {
             self.set(Knob::Blackout, 5000 + rng.below(20_000));
         }
-        if self.get(Knob::Join) > 0 {
+        if [Knob::Join, Knob::Add, Knob::Replace].iter().any(|k| self.get(*k) > 0) {
             self.set(Knob::Spares, 1 + rng.below(3));
+        }
+    }
+
+    /// Members that come, go, and change their roles and places all the time.
+    fn draw_churn(&mut self, rng: &mut Rng) {
+        for &knob in CHURN {
+            let on = match knob {
+                Knob::Join | Knob::Remove | Knob::Set => true,
+                Knob::Wipe | Knob::Replace | Knob::InChange => rng.below(3) > 0,
+                _ => rng.one_in(2),
+            };
+            let value = match knob {
+                Knob::Wipe | Knob::Rollback => 8000 + rng.below(30_000),
+                Knob::InChange => 1000 + rng.below(8000),
+                _ => 2000 + rng.below(12_000),
+            };
+            if on {
+                self.set(knob, value);
+            }
+        }
+        self.set(Knob::Readmit, [0, 50, 100, 100][rng.below(4) as usize]);
+        if rng.one_in(4) {
+            self.set(Knob::AutoPromote, 0);
+            self.set(Knob::Promote, 1000 + rng.below(4000));
+        }
+        if rng.one_in(4) {
+            self.set(Knob::RemoveDead, 10 + rng.below(5));
         }
     }
 
@@ -238,9 +297,8 @@ impl Plan {
 
     /// Whether members come and go in it.
     pub fn has_churn(&self) -> bool {
-        let churn =
-            [Knob::Join, Knob::Remove, Knob::RemoveLeader, Knob::Wipe, Knob::Rollback, Knob::Rot];
-        churn.iter().any(|k| self.get(*k) > 0)
+        let more = [Knob::Rot, Knob::RemoveDead];
+        CHURN.iter().chain(&more).any(|k| self.get(*k) > 0)
     }
 
     /// The fault kinds that are on.

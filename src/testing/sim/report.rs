@@ -31,8 +31,10 @@ pub struct Stats {
     pub succeeded: u64,
     /// Runs whose answers the search by values could not judge within its bound.
     pub undecided: u64,
-    /// Membership changes that were asked for or happened.
+    /// Changes of the configuration that were committed; a joint one counts once.
     pub changes: u64,
+    /// Crashes of nodes that held such a change, committed, and had not applied it.
+    pub cut_short: u64,
     /// Identifies the run: every state of every node went into it.
     pub digest: u64,
     faults: Vec<u64>,
@@ -78,6 +80,7 @@ impl Stats {
         self.succeeded += other.succeeded;
         self.undecided += other.undecided;
         self.changes += other.changes;
+        self.cut_short += other.cut_short;
         // Runs end in any order when several threads share them.
         self.digest = self.digest.wrapping_add(other.digest);
         self.faults.resize(Knob::ALL.len(), 0);
@@ -229,7 +232,7 @@ impl Summary {
         let ratio = self.simulated as f64 / SECOND as f64 / real / threads.max(1) as f64;
         format!(
             "{} seeds ({} with churn), {:.1} simulated hours in {real:.0} s, {ratio:.0}x real time \
-             per core; {} operations ({} ok; by values alone, {} runs undecided), {} membership changes, {} starts, {} messages, {} \
+             per core; {} operations ({} ok; by values alone, {} runs undecided), {} membership changes ({} crashes before they were applied), {} starts, {} messages, {} \
              log writes; faults: {}; digest {:016x}",
             self.seeds,
             self.churned,
@@ -238,6 +241,7 @@ impl Summary {
             s.succeeded,
             s.undecided,
             s.changes,
+            s.cut_short,
             s.starts,
             s.messages,
             s.syncs,

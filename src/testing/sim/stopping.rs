@@ -111,7 +111,7 @@ impl World {
             self.restart_later(id);
         } else {
             self.hit(Mark::RotRefused);
-            self.at(id).life = Life::Out;
+            self.lose_disk(id);
         }
     }
 
@@ -133,7 +133,7 @@ impl World {
         self.hit(if refused { Mark::RotRefused } else { Mark::RotCostsLast });
         self.note(|| format!("node {id}: its disk is damaged: {what}"));
         // NB: what was written last is gone without a word, which the cluster must never see.
-        self.at(id).life = Life::Out;
+        self.lose_disk(id);
     }
 
     /// A node is told to shut down.

@@ -90,6 +90,8 @@ pub(super) struct World {
     pub(super) caller: Caller,
     /// The second phase: no faults any more.
     pub(super) healed: bool,
+    /// Nobody is gone for good in it.
+    pub(super) whole: bool,
 }
 
 impl World {
@@ -114,6 +116,7 @@ impl World {
             subject,
             caller: Caller::new(watched),
             healed: false,
+            whole: false,
             plan: plan.clone(),
         }
     }
@@ -168,7 +171,7 @@ impl World {
             What::Restart(id, epoch) => self.restart(id, epoch),
             What::Resume(id) => self.resume(id),
             What::Mend(fault) => self.mend(fault),
-            What::Churn => self.churn_acts(),
+            What::Churn => self.admin_acts(),
             What::AdminDeadline(request) => self.admin_gives_up(request),
             What::Depart(id, epoch) => self.depart(id, epoch),
         }
@@ -250,6 +253,7 @@ impl World {
             self.dispatch(id, epoch);
         }
         self.crash_after_send(id, epoch);
+        self.crash_in_change(id, epoch);
         self.collect(id);
         self.end_drained(id, epoch);
     }
@@ -333,6 +337,14 @@ impl World {
             r.removed = Some(now);
             self.schedule.after(100 * MS, What::Depart(id, epoch));
         }
+    }
+
+    /// What the run came to.
+    pub(super) fn stats(&self) -> Stats {
+        let mut stats = self.stats.clone();
+        stats.changes = self.oracle.ledger.changes();
+        stats.cut_short = self.marks.count(Mark::CrashInChange);
+        stats
     }
 
     pub(super) fn note(&mut self, text: impl FnOnce() -> String) {

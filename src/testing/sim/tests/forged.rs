@@ -184,12 +184,40 @@ fn what_is_committed_is_on_the_disks_of_a_quorum_and_stays_as_it_is() {
     let other = [entry(2, 2, NOTHING)];
     let other = node(3, 2, &other, &[1, 2, 3]);
     fires("I6: node 3 commits another entry 2", || seen.looks(3, &other));
-    // A disk that was lost counts no more, whoever is in that machine now.
+    // What a lost disk had acknowledged counts, because its member never votes again: every majority
+    // without it meets this one. Whoever is in that machine now does not count for it.
     let mut seen = Seen::three();
     (1..=2).for_each(|id| seen.writes_entry(id, held[0].clone()));
     seen.oracle.new_disk(2, incarnation(2, 1));
+    seen.looks(1, &node(1, 1, &held, &[1, 2, 3]));
+    let mut seen = Seen::three();
+    seen.writes_entry(1, held[0].clone());
+    seen.oracle.new_disk(2, incarnation(2, 1));
+    seen.writes(2, founding());
+    seen.writes_entry(2, held[0].clone());
     fires("I6:", || seen.looks(1, &node(1, 1, &held, &[1, 2, 3])));
     fires("I6: node 1 applies 9, which nobody committed", || seen.emits(9, b"x"));
+}
+
+#[test]
+fn who_leads_has_the_votes_of_both_halves() {
+    let votes = |seen: &mut Seen, id: u64, vote: u64| {
+        let hard_state = Some(HardState { term: 5, vote, commit: 1 });
+        seen.writes(id, LogBatch { hard_state, ..LogBatch::default() });
+    };
+    let leads = |seen: &Seen, conf: &ConfState| {
+        let probe = node(1, 5, &[], &[1, 2, 3]).probe();
+        seen.oracle.require_votes(1, &probe, conf);
+    };
+    let simple = ConfState { voters: vec![1, 2, 3], ..ConfState::default() };
+    let joint = ConfState { voters: vec![1, 2], voters_outgoing: vec![1, 3, 4], ..simple.clone() };
+    let mut seen = Seen::three();
+    fires("I1: node 1 leads term 5 without", || leads(&seen, &simple));
+    votes(&mut seen, 2, 1);
+    leads(&seen, &simple);
+    fires("I1: node 1 leads term 5 without", || leads(&seen, &joint));
+    votes(&mut seen, 3, 1);
+    leads(&seen, &joint);
 }
 
 #[test]
