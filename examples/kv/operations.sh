@@ -11,7 +11,8 @@ cd "$(dirname "$0")/../.."
 
 PATIENCE=60 # seconds that anything may take
 PAUSE=0.05  # between two looks
-BATCH=40    # keys written at each step
+BATCH=20    # keys written at each step
+READERS=8   # at a time
 
 dir=$(mktemp -d)
 declare -A pid=() # node id -> its process
@@ -205,8 +206,8 @@ write_on() {
     for id in "${ids[@]}"; do
       n=$((n + 1))
       [[ $(put "$id" "steady-$n" "s$n") != 200 ]] || printf 'steady-%d s%d\n' "$n" "$n" >>"$dir/steady"
+      sleep "$PAUSE"
     done
-    sleep "$PAUSE"
   done
 }
 
@@ -242,11 +243,19 @@ write_batch() {
 # holds_all NODE FILE: each key in the file, read linearizably through this node, has its value. A
 # read that failed is tried again; a wrong or missing value is final.
 holds_all() {
-  local deadline=$((SECONDS + PATIENCE))
-  sed "s|^\([^ ]*\) .*|url = $(at "$1")/kv/\1|" "$2" >"$dir/urls"
-  sed 's/^[^ ]* \(.*\)/\1 200/' "$2" >"$dir/wanted"
+  local deadline=$((SECONDS + PATIENCE)) part readers
+  rm -f "$dir"/{urls,found,values}.*
+  sed "s|^\([^ ]*\) .*|url = $(at "$1")/kv/\1|" "$2" | split -n r/$READERS - "$dir/urls."
+  sed 's/^[^ ]* \(.*\)/\1 200/' "$2" | split -n r/$READERS - "$dir/values."
+  cat "$dir"/values.* >"$dir/wanted"
   while true; do
-    curl -sS --max-time "$PATIENCE" -w ' %{http_code}\n' -K "$dir/urls" >"$dir/found" 2>"$dir/answer" || true
+    readers=()
+    for part in "$dir"/urls.*; do
+      curl -sS --max-time "$PATIENCE" -w ' %{http_code}\n' -K "$part" >"${part/urls/found}" 2>"$dir/answer" &
+      readers+=($!)
+    done
+    wait "${readers[@]}" || true
+    cat "$dir"/found.* >"$dir/found"
     if cmp -s "$dir/wanted" "$dir/found"; then return 0; fi
     if grep -qE ' (200|404)$' <(diff "$dir/wanted" "$dir/found" | grep '^>'); then
       diff "$dir/wanted" "$dir/found" | head -5 >&2
