@@ -197,6 +197,8 @@ impl pb::raft_server::Raft for RaftService {
         let _permit = permit(&self.shared.calls, "too many requests")?;
         let handler = self.handler()?;
         tokio::select! {
+            biased;
+            // An answer that is there gets out, although the node ends.
             answer = handler.call(request.into_inner()) => Ok(Response::new(answer)),
             () = self.shared.closing.clone().closed() => Err(closed()),
         }
