@@ -345,11 +345,9 @@ fn check_sender(
         }
         return Ok(());
     };
-    if !member.has_joined() {
-        let node = member.node_id;
-        return Err(Refusal::Sender(format!(
-            "the data directory of node {node} has not joined yet"
-        )));
+    // One that was expected may have joined since; this node has not applied that yet.
+    if !member.has_joined() && member.node_id == hello.from_node {
+        return Ok(());
     }
     if member.node_id != hello.from_node || member.incarnation != incarnation {
         return Err(Refusal::Sender(format!(

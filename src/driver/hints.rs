@@ -32,7 +32,7 @@ impl Hints {
         if membership.is_some_and(|m| m.was_removed(peer.raft_id)) {
             return false;
         }
-        let known = membership.and_then(|m| m.by_raft(peer.raft_id));
+        let known = membership.and_then(|m| joined(m, peer.raft_id));
         // An earlier release does not say where it is: where the membership has it.
         if peer.addr.is_empty() || known.is_some_and(|m| m.addr == peer.addr) {
             return self.by_raft.remove(&peer.raft_id).is_some();
@@ -49,7 +49,7 @@ impl Hints {
 
     /// Another membership is in force.
     pub(crate) fn settle(&mut self, new: &Membership) {
-        self.by_raft.retain(|id, hint| match new.by_raft(*id) {
+        self.by_raft.retain(|id, hint| match joined(new, *id) {
             None => !new.was_removed(*id),
             Some(now) => now.addr != hint.addr,
         });
@@ -70,14 +70,19 @@ impl Hints {
         }
     }
 
-    /// The peers that the membership does not know.
+    /// The peers that the membership does not know, or only expects.
     pub(crate) fn unknown<'a>(
         &'a self,
         membership: Option<&'a Membership>,
     ) -> impl Iterator<Item = &'a Peer> {
-        let known = move |id| membership.is_some_and(|m| m.by_raft(id).is_some());
+        let known = move |id| membership.is_some_and(|m| joined(m, id).is_some());
         self.by_raft.values().filter(move |peer| !known(peer.raft_id))
     }
+}
+
+/// A member whose data directory is known: one that is only expected says itself where it is.
+fn joined(m: &Membership, id: RaftId) -> Option<&Member> {
+    m.by_raft(id).filter(|member| member.has_joined())
 }
 
 #[cfg(test)]

@@ -38,11 +38,12 @@ impl Node {
     /// Everything, right now.
     pub(crate) fn status(&self) -> Status {
         let members = self.member_status();
-        let leader = self.leader();
+        let untold = self.is_leader() && !self.leads_openly();
+        let leader = self.leader().filter(|_| !untold);
         Status {
             id: self.identity.node_id,
             cluster_id: self.identity.cluster.map(|(c, _)| c.to_string()).unwrap_or_default(),
-            role: self.role(),
+            role: if untold { Role::Candidate } else { self.role() },
             leader_id: leader.as_ref().map_or(0, |l| l.id),
             leader_addr: leader.map(|l| l.addr).unwrap_or_default(),
             term: self.raw.raft.term,

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod basics;
+mod election;
 mod ends;
 mod founding;
 mod grpc;

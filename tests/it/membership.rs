@@ -269,7 +269,7 @@ async fn a_second_node_under_the_id_of_a_healthy_one_is_refused() {
     )
     .unwrap();
     let said = refusal(raft.join(2, place, Some(1), addr(1)).await);
-    assert!(said.contains("its present data directory has just been heard of"), "{said}");
+    assert!(said.contains("its present data directory has just been let in or heard of"), "{said}");
     assert!(said.contains("If the id is a mistake, choose another"), "{said}");
     cluster.mailbox(2).unwrap().propose("still here").await.unwrap();
     cluster.stop(2).await.unwrap();

@@ -79,6 +79,23 @@ fn a_copy_of_a_directory_that_runs_beside_it_is_refused_by_its_address() {
 }
 
 #[test]
+fn an_expected_member_that_has_joined_since_is_let_in_and_reached_where_it_says() {
+    let handler = handler(crate::config::Config::default());
+    let nobody = Incarnation::from_u128(0);
+    handler.shared.update_view(|view| {
+        let members = view.membership.iter_mut().flat_map(|m| &mut m.members);
+        members.filter(|m| m.node_id == 2).for_each(|m| m.incarnation = nobody);
+    });
+    let other = handler.admit(&pb::Hello { from_node: 3, ..hello() }).unwrap_err().to_string();
+    assert!(other.contains("its data directory is another one's"), "{other}");
+    handler.admit(&hello()).unwrap();
+    let others = handler.shared.view().peers().unwrap().others;
+    let incarnation = Incarnation::from_u128(2);
+    let peer = Peer { raft_id: 2, node_id: 2, incarnation, addr: "n2:1".to_owned() };
+    assert_eq!(others, [peer], "under the incarnation that it has said");
+}
+
+#[test]
 fn a_peer_that_moved_is_reached_where_its_newest_start_says() {
     let handler = handler(crate::config::Config::default());
     let reached = || {
