@@ -191,6 +191,9 @@ leader_at() {
   printf '%s' "${line%% *}"
 }
 
+# health_has ID TEXT: what the node says of the health of its cluster has this.
+health_has() { get "$1" /health >"$dir/health" && grep -qF -- "$2" "$dir/health"; }
+
 # data_dir_of ID MEMBER: the name of its data directory.
 data_dir_of() { get "$1" /members | sed -n "s/^id=$2 .*incarnation=\([^ ]*\).*/\1/p"; }
 

@@ -23,7 +23,8 @@ use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use raftline::{Mailbox, Member, MemberStatus, NodeId, Status};
+use raftline::{Mailbox, MemberStatus, NodeId, Status};
+use serde::Serialize;
 use serde_json::json;
 
 use crate::http::{Answer, Failed};
@@ -125,42 +126,50 @@ fn done() -> Response {
 
 async fn members(State(mailbox): State<Mailbox>, asked: Asked) -> Answer<String> {
     let [stale] = asked.take(["stale"])?;
-    let known = if flag(stale) { Vec::new() } else { mailbox.members().await? };
+    if !flag(stale) {
+        // What this node knows is then as new as every change acknowledged before.
+        mailbox.read_index().await?;
+    }
     let status = mailbox.status().await?;
-    let incarnation = |member: &MemberStatus| incarnation(&known, member);
-    Ok(status.members.iter().map(|m| line(&status, m, incarnation(m))).collect())
-}
-
-/// The first digits of the name of a member's data directory: enough to see that it is another.
-fn incarnation(known: &[Member], member: &MemberStatus) -> Option<String> {
-    let known = known.iter().rfind(|k| (k.node_id, &k.addr) == (member.id, &member.addr))?;
-    Some(known.incarnation.to_string().chars().take(8).collect())
+    Ok(status.members.iter().map(|member| line(&status, member)).collect())
 }
 
 /// A member in one line. Only the leader knows how far the others are.
-fn line(status: &Status, member: &MemberStatus, incarnation: Option<String>) -> String {
-    let role = match member.voter {
-        true if member.id == status.leader_id => "leader",
-        true => "voter",
-        false => "learner",
-    };
-    let or_unknown = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
-    let number = |value: Option<u64>| or_unknown(value.map(|n| n.to_string()));
-    let replication = serde_json::to_value(member.replication).unwrap_or_default();
-    format!(
-        "id={} role={role} addr={} incarnation={} matched={} lag={} state={} silent_ticks={}\n",
-        member.id,
-        member.addr,
-        or_unknown(incarnation),
-        number(member.matched),
-        number(member.matched.map(|matched| status.last_index.saturating_sub(matched))),
-        or_unknown(replication.as_str().map(str::to_owned)),
-        number(member.silent_ticks),
-    )
+fn line(status: &Status, member: &MemberStatus) -> String {
+    let leads = member.id == status.leader_id;
+    let role = if leads { "leader".to_owned() } else { word(member.role) };
+    // The first digits are enough to see that it is another data directory.
+    let incarnation: String = member.incarnation.chars().take(8).collect();
+    let known = |value: Option<u64>| value.map_or_else(String::new, |n| n.to_string());
+    let mut state = member.replication.map_or_else(String::new, word);
+    if let Some(percent) = member.snapshot_percent {
+        state = format!("{state}:{percent}%");
+    }
+    let facts = [
+        ("id", member.id.to_string()),
+        ("role", role),
+        ("addr", member.addr.clone()),
+        ("incarnation", incarnation),
+        ("matched", known(member.matched)),
+        ("lag", known(member.lag)),
+        ("state", state),
+        ("last_contact_ms", known(member.last_contact_ms)),
+    ];
+    let facts = facts.map(|(name, value)| match value.as_str() {
+        "" => format!("{name}=-"),
+        value => format!("{name}={value}"),
+    });
+    facts.join(" ") + "\n"
+}
+
+/// As the JSON of `/status` calls it.
+fn word(value: impl Serialize) -> String {
+    let value = serde_json::to_value(value).unwrap_or_default();
+    value.as_str().unwrap_or_default().to_owned()
 }
 
 async fn health(State(mailbox): State<Mailbox>) -> Answer<String> {
-    Ok(format!("{}\n", mailbox.status().await?.health))
+    Ok(format!("{}\n", mailbox.status().await?.health()))
 }
 
 async fn add(State(mailbox): State<Mailbox>, asked: Asked) -> Answer<Response> {
@@ -229,6 +238,8 @@ async fn leave(State(mailbox): State<Mailbox>, asked: Asked) -> Answer<Response>
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use raftline::{Replication, VotingRole};
+
     use super::*;
 
     fn asked(given: &[(&str, &str)]) -> Asked {
@@ -269,9 +280,28 @@ mod tests {
     }
 
     #[test]
+    fn a_member_is_one_line_and_what_is_not_known_is_a_dash() {
+        let mut member = MemberStatus { id: 2, addr: "h:2".to_owned(), ..MemberStatus::default() };
+        let status = Status { leader_id: 1, ..Status::default() };
+        let expected = "id=2 role=learner addr=h:2 incarnation=- matched=- lag=- state=- \
+                        last_contact_ms=-\n";
+        assert_eq!(line(&status, &member), expected);
+        member.role = VotingRole::Voter;
+        member.incarnation = "0123456789abcdef".to_owned();
+        (member.matched, member.lag) = (Some(7), Some(2));
+        (member.replication, member.snapshot_percent) = (Some(Replication::Snapshot), Some(40));
+        member.last_contact_ms = Some(100);
+        let expected = "id=2 role=voter addr=h:2 incarnation=01234567 matched=7 lag=2 \
+                        state=snapshot:40% last_contact_ms=100\n";
+        assert_eq!(line(&status, &member), expected);
+        let leader = Status { leader_id: 2, ..Status::default() };
+        assert!(line(&leader, &member).starts_with("id=2 role=leader "));
+    }
+
+    #[test]
     fn a_list_of_ids_has_commas_between() {
         assert_eq!(ids("voters", Some("1,2,3".to_owned())).ok().unwrap(), [1, 2, 3]);
-        assert_eq!(ids("learners", None).ok().unwrap(), []);
+        assert!(ids("learners", None).ok().unwrap().is_empty());
         assert!(bad(ids("voters", Some("1;2".to_owned()))).contains("voters=1;2"));
     }
 }

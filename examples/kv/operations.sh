@@ -17,7 +17,7 @@ found_alone() {
   peers=(--peer "${raft}1")
   start 1
   soon 'node 1 founded a cluster, and leads it' all_see 1 1
-  check 'its health says so' grep -q '^healthy' <(get 1 /health)
+  check 'its health says so' health_has 1 'healthy'
   writes_through 1
   start_writer
   check 'the last voter may not be removed' answers 409 1 '/members/remove?id=1' 'last voter'
@@ -74,6 +74,7 @@ replace_machine() {
   writes_through 1 2 3 4
   crash 5
   rm -r "$dir/node-5"
+  soon 'the leader says who is missing' health_has "$(leader_at 1)" 'not heard from node 5'
   check 'node 6 is added, as a learner' answers 200 1 "/members/add?id=6&addr=${raft}6&learner=1"
   start 6
   soon 'node 6 replaced node 5' answers 200 2 '/members/replace?old=5&new=6'
@@ -179,6 +180,7 @@ lose_the_majority() {
   mv "$dir/node-$returned" "$dir/node-returned"
   rm -r "$dir/node-${left[2]}"
   check 'no write is taken' takes_no_write "$survivor"
+  soon 'its health says so' health_has "$survivor" 'unavailable'
   check 'the tools refuse a directory that is used' \
     exits 1 'locked by another process' "$admin" recover "$dir/node-$survivor" --yes
   shut_down "$survivor"
