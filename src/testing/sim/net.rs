@@ -301,8 +301,7 @@ impl World {
         let expected = known.is_some_and(|member| !member.has_joined());
         let lives = self.machines[&sender].raft_id == Some(raft_id);
         self.marks.hit_if(Mark::ExpectedHeard, lives && expected && judged.is_ok());
-        let away = lives && matches!(judged, Err(Refusal::Sender(_)));
-        away
+        lives && matches!(judged, Err(Refusal::Sender(_)))
     }
 
     /// The handshake tells both ends the boot counter of the other. Whoever remembers a higher
