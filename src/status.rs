@@ -20,7 +20,7 @@ pub enum Role {
     Follower,
     /// Asks whether it would win an election (Raft thesis, section 9.6).
     PreCandidate,
-    /// Asks for votes.
+    /// Asks for votes; or was elected, and its disk does not hold the term yet.
     Candidate,
     /// Leads.
     Leader,
@@ -141,7 +141,7 @@ pub struct Status {
     pub awaits_members: usize,
     /// For what it waits before it belongs to a cluster; empty: for nothing.
     pub waiting: String,
-    /// [`Status::health`] in words: what is wrong, or that nothing is, and what to do.
+    /// [`Status::health()`] in words: what is wrong, or that nothing is, and what to do.
     pub health: String,
 }
 

@@ -105,6 +105,10 @@ impl Node {
         }
         if now.1 == StateRole::Leader {
             self.leadership.led_since = self.tick;
+            // The engine has forgotten it when it stepped down.
+            if let Some(t) = self.leadership.transfer.take() {
+                fail(t, "this node was elected again");
+            }
         } else {
             if zoo::has(Bug::DeposedMeansDropped) {
                 self.proposals.decide(0, u64::MAX);

@@ -54,8 +54,8 @@ impl fmt::Display for Problem {
     }
 }
 
-/// How well a cluster is, as far as one node knows: [`Status::health`]. Its `Display` is
-/// `Status::health` as a field.
+/// How well a cluster is, as far as one node knows: [`Status::health()`]. Its `Display` is the
+/// field of that name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Health {
     /// In a word.
@@ -203,6 +203,9 @@ fn about(s: &Status, m: &MemberStatus, spare: i64) -> Option<Problem> {
         }
         let remedy = match m.voter {
             true if spare < 0 => String::new(),
+            true if m.role == VotingRole::Outgoing => {
+                "it goes with the change under way".to_owned()
+            }
             true => format!(
                 "start it again, with an empty data directory if its disk is lost; if the machine \
                  does not come back, Mailbox::replace({id}, another) or Mailbox::remove({id})"

@@ -1,12 +1,13 @@
 //! Election only: no Store, a minimum of members, resigning; over every kind of transport.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use raftline::testing::cluster::Cluster;
 use raftline::transport::memory::MemoryNetwork;
 use raftline::{Config, Durability, Error, Mailbox, Outcome, Raft, Result, Role};
-use std::sync::Arc;
 use tokio::task::JoinHandle;
 
 use crate::support::{config, logger};
@@ -14,6 +15,9 @@ use crate::support::{config, logger};
 #[expect(dead_code, reason = "its main is not called")]
 #[path = "../../examples/election.rs"]
 mod example;
+
+/// Longer than anything takes here.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Node {
     mailbox: Mailbox,
@@ -47,7 +51,8 @@ fn start(raft: Raft<()>, id: u64, peers: &[String]) -> Node {
 
 /// What a node that does not start says.
 async fn error(node: Node) -> String {
-    node.task.await.unwrap().unwrap_err().to_string()
+    let ended = tokio::time::timeout(PATIENCE, node.task).await.expect("it goes on");
+    ended.unwrap().unwrap_err().to_string()
 }
 
 /// A port that is free right now: to found over gRPC, the addresses are needed first.
@@ -183,7 +188,7 @@ async fn the_example_runs() {
     let dir = tempfile::tempdir().unwrap();
     let mut said = Vec::new();
     let whole = example::run(dir.path(), |line| said.push(line));
-    tokio::time::timeout(std::time::Duration::from_secs(60), whole).await.unwrap().unwrap();
+    tokio::time::timeout(PATIENCE, whole).await.unwrap().unwrap();
     assert_eq!(said.len(), 4, "{said:?}");
     assert!(said[2].contains("is refused: token") && said[2].contains("is stale"), "{said:?}");
     let tokens: Vec<u64> =

@@ -20,6 +20,7 @@ mod cluster;
 mod disk;
 mod script;
 mod text;
+mod told;
 mod walk;
 
 use crate::node::event::Event;

@@ -119,11 +119,6 @@ impl Script {
                 self.show(&words);
             }
             "hostile" => self.hostile(&words),
-            "snapshot-progress" => {
-                let (to, percent) = (number(&words, 2), number(&words, 3) as u8);
-                let event = Event::SnapshotProgress { to, percent };
-                self.cluster.event(number(&words, 1), event);
-            }
             "snapshot-fails" => self.cluster.event(number(&words, 1), Event::SnapshotFailed),
             _ => panic!("no command {command:?}"),
         }
