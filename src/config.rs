@@ -40,6 +40,15 @@ pub struct Config {
     /// addresses are seeds, some of which may be down: any so many nodes found, with most of the
     /// seeds among them. Must be alike on every node.
     pub bootstrap_expect: Option<usize>,
+    /// No first election in a cluster of fewer members than this: so no program that the cluster
+    /// elects a leader for gets one too early. Default 0: no minimum.
+    ///
+    /// It holds before the *first* election only, when the members are those that founded the
+    /// cluster: `lead`, which founds one of a single member, is refused with a minimum above 1, and
+    /// `start` with a list (or `bootstrap_expect`) of fewer. Entering a cluster that exists is not
+    /// affected. A cluster that ever had a leader goes on electing, however few members are left,
+    /// also after a restart of all: its log tells. Set it alike on every node.
+    pub min_members: usize,
     /// Whether entries are synced before they are acknowledged. Default: they are.
     pub durability: Durability,
     /// The length of a tick. Default 100 ms. Shorter reacts faster and costs more when idle.
@@ -129,6 +138,7 @@ impl Default for Config {
             advertise_addr: None,
             peers: Vec::new(),
             bootstrap_expect: None,
+            min_members: 0,
             durability: Durability::Fsync,
             heartbeat: Duration::from_millis(100),
             election_tick: 10,
@@ -180,6 +190,12 @@ impl Config {
             self.bootstrap_expect != Some(0),
             "bootstrap_expect",
             "must be at least 1; leave it out to found with all the addresses that start is given",
+        )?;
+        check(
+            self.bootstrap_expect.is_none_or(|expect| expect >= self.min_members),
+            "min_members",
+            "must not be above bootstrap_expect: so few members found the cluster, and could never \
+             elect a leader",
         )?;
         check(self.max_inflight_msgs > 0, "max_inflight_msgs", "must be at least 1")?;
         check(
@@ -339,6 +355,10 @@ mod tests {
         let bad = [
             ("heartbeat", Config { heartbeat: Duration::ZERO, ..Config::default() }),
             ("bootstrap_expect", Config { bootstrap_expect: Some(0), ..Config::default() }),
+            (
+                "min_members",
+                Config { bootstrap_expect: Some(2), min_members: 3, ..Config::default() },
+            ),
             ("election_tick", Config { election_tick: 1, ..Config::default() }),
             ("max_entry_size", Config { max_entry_size: 0, ..Config::default() }),
             ("max_apply_lag", Config { max_apply_lag: 5, ..Config::default() }),

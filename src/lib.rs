@@ -28,7 +28,9 @@ pub use config::{Config, Durability};
 pub use error::{Error, Leader, Outcome, Result, StorageError};
 pub use mailbox::{Answer, Consistency, Mailbox};
 pub use raft::Raft;
-pub use status::{LeaderChange, MemberStatus, Replication, Role, Status};
+pub use status::{
+    Health, LeaderChange, Level, MemberStatus, Problem, Replication, Role, Status, VotingRole,
+};
 pub use store::{Committed, Store};
 pub use types::{
     ClusterId, ConfState, Entry, EntryKind, HardState, Identity, Incarnation, Index, Member,

@@ -228,6 +228,20 @@ impl Mailbox {
         self.ask(SMALL, |reply| Event::Transfer { to, reply }).await
     }
 
+    /// Gives leadership up, if this node has it: hands it to the voter that is furthest, and returns
+    /// when another node leads. Where this node does not lead, that is so already, and nothing is
+    /// done. Unlike [`Mailbox::transfer_leadership`] it is about this node alone, whoever leads.
+    ///
+    /// It stays a voter and may be elected again later: to keep it from that, `demote` it, `remove`
+    /// it or shut it down.
+    ///
+    /// # Errors
+    /// `Membership` when there is no other voter that is reachable, or none took over within an
+    /// election timeout: this node leads on. `Timeout` when neither was known by the deadline.
+    pub async fn resign(&self) -> Result<()> {
+        self.ask(SMALL, |reply| Event::Resign { reply }).await
+    }
+
     /// Stops the node: refuses new requests, hands leadership over, finishes what is in flight,
     /// seals the log. Returns when everything of it is gone: threads, listener, lock.
     ///

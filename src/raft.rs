@@ -63,6 +63,32 @@ impl<S: Store> fmt::Debug for Raft<S> {
     }
 }
 
+impl Raft<()> {
+    /// A node without a Store: the members elect a leader among themselves, and that is all. Over
+    /// gRPC, like [`Raft::new`]; over another transport, pass `()` as the Store to
+    /// [`Raft::with_transport`].
+    ///
+    /// It is started, stopped and replaced as any other. [`Mailbox::leader_changes`] tells who
+    /// leads, [`Mailbox::resign`] hands leadership over, [`Config::min_members`] keeps the first
+    /// election back until there are enough.
+    ///
+    /// # Fencing
+    /// A leader that is cut off, or paused, learns late that it leads no more: for a moment two
+    /// nodes take themselves for the leader. What the leader does elsewhere (a write to a shared
+    /// disk, an order to a machine) must therefore carry the *term* of its leadership as a token, and
+    /// who receives it must remember the highest token seen, and refuse lower ones
+    /// (`examples/election.rs`). Terms are made for it: each has one leader at most, a later leader
+    /// has a higher one, and it is durable on a majority before this node says that it leads. They
+    /// begin again when the cluster is founded again, after the loss of all disks, or of volatile
+    /// nodes all stopped at once.
+    ///
+    /// # Errors
+    /// As [`Raft::new`].
+    pub fn election<A: ToSocketAddrs>(listen: A, logger: Logger, config: Config) -> Result<Self> {
+        Self::new(listen, (), logger, config)
+    }
+}
+
 impl<S: Store> Raft<S> {
     /// A node that listens on this address, over gRPC, with its log in `Config::data_dir`. The
     /// listener is bound at once; nothing is served yet. Needs no runtime.

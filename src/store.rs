@@ -122,15 +122,16 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
         .unwrap_or_else(|| "a panic without a message".to_owned())
 }
 
-/// No state machine: election only.
+/// No state machine: [`Raft::election`](crate::Raft::election). It takes no commands and answers no
+/// queries; both are refused before anything is appended. A snapshot of it is empty.
 #[async_trait]
 impl Store for () {
     async fn apply(&mut self, _message: &[u8]) -> Result<Vec<u8>> {
-        Ok(Vec::new())
+        Err(Error::rejected(NO_STORE))
     }
 
     async fn query(&self, _query: &[u8]) -> Result<Vec<u8>> {
-        Ok(Vec::new())
+        Err(Error::rejected(NO_STORE))
     }
 
     async fn snapshot(&self) -> Result<Vec<u8>> {
@@ -140,4 +141,11 @@ impl Store for () {
     async fn restore(&mut self, _snapshot: &[u8]) -> Result<()> {
         Ok(())
     }
+
+    fn check(_message: &[u8]) -> Result<()> {
+        Err(Error::rejected(NO_STORE))
+    }
 }
+
+const NO_STORE: &str = "this node elects a leader and has no Store for commands and queries; give \
+    Raft::new a Store of your own";

@@ -9,20 +9,24 @@
 //! PUT    /kv/KEY?if-absent       only if there is no such key, else 412
 //! POST   /kv/KEY                 appends the body to the value
 //! DELETE /kv/KEY
+//! GET    /status                 everything that the node tells about itself, as JSON
 //! ```
+//!
+//! `members.rs` has the rest: who belongs to the cluster, and what changes it.
 
 use std::collections::HashMap;
 
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::get;
 use axum::{Json, Router, body::Bytes};
 use raftline::{Consistency, Error, Mailbox, Outcome};
 use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::client::{INDEX, OUTCOME};
+use crate::members;
 use crate::store::{Command, Written, decode_value};
 
 /// Above the library's own limit, so that its error is the one that a client sees.
@@ -38,26 +42,36 @@ pub(crate) async fn serve(
         .route("/", get(page))
         .route("/status", get(status))
         .route("/kv/{key}", get(read).put(put).post(append).delete(delete))
-        .route("/leave", post(leave))
-        .route("/remove/{id}", post(remove))
-        .route("/transfer/{id}", post(transfer))
+        .merge(members::routes())
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(mailbox);
     axum::serve(listener, app).with_graceful_shutdown(stop).await
 }
 
-/// An error of the library on its way out.
-struct Failed(Error);
+/// An error on its way out.
+pub(crate) enum Failed {
+    /// Of the library.
+    Raft(Error),
+    /// A request that makes no sense; in words, with what to write instead.
+    Bad(String),
+}
 
 impl From<Error> for Failed {
     fn from(e: Error) -> Self {
-        Self(e)
+        Self::Raft(e)
     }
 }
 
 impl IntoResponse for Failed {
     fn into_response(self) -> Response {
-        let Self(e) = self;
+        let e = match self {
+            Self::Raft(e) => e,
+            Self::Bad(reason) => {
+                let outcome = outcome_name(Outcome::NotApplied);
+                let body = json!({ "error": reason, "outcome": outcome, "retryable": false });
+                return (StatusCode::BAD_REQUEST, [(OUTCOME, outcome)], Json(body)).into_response();
+            }
+        };
         let outcome = outcome_name(e.outcome());
         let body = json!({
             "error": e.to_string(),
@@ -84,8 +98,9 @@ fn status_of(e: &Error) -> StatusCode {
         Error::Overloaded { .. } => StatusCode::TOO_MANY_REQUESTS,
         Error::Membership(_) => StatusCode::CONFLICT,
         Error::Removed { .. } => StatusCode::GONE,
-        Error::Timeout | Error::Unknown { .. } => StatusCode::GATEWAY_TIMEOUT,
-        Error::NotLeader { .. }
+        Error::Unknown { .. } => StatusCode::GATEWAY_TIMEOUT,
+        Error::Timeout
+        | Error::NotLeader { .. }
         | Error::NoLeader
         | Error::Dropped
         | Error::ShuttingDown
@@ -94,7 +109,8 @@ fn status_of(e: &Error) -> StatusCode {
     }
 }
 
-type Answer<T> = Result<T, Failed>;
+/// What a request gets.
+pub(crate) type Answer<T> = Result<T, Failed>;
 
 async fn write(mailbox: &Mailbox, command: Command) -> Answer<Response> {
     let compares = matches!(command, Command::CompareAndSet { .. });
@@ -161,22 +177,6 @@ async fn read(
 
 async fn status(State(mailbox): State<Mailbox>) -> Answer<Response> {
     Ok(Json(mailbox.status().await?).into_response())
-}
-
-async fn leave(State(mailbox): State<Mailbox>) -> Answer<Response> {
-    mailbox.leave().await?;
-    Ok(Json(json!({ "outcome": "applied" })).into_response())
-}
-
-/// Removes another member, such as one whose disk was lost.
-async fn remove(State(mailbox): State<Mailbox>, Path(id): Path<u64>) -> Answer<Response> {
-    mailbox.remove(id).await?;
-    Ok(Json(json!({ "outcome": "applied" })).into_response())
-}
-
-async fn transfer(State(mailbox): State<Mailbox>, Path(id): Path<u64>) -> Answer<Response> {
-    mailbox.transfer_leadership(id).await?;
-    Ok(Json(json!({ "outcome": "applied" })).into_response())
 }
 
 async fn page() -> Html<&'static str> {

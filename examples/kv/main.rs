@@ -3,21 +3,22 @@
 //!
 //! ```text
 //! kv cluster                       three processes, loaded, killed, restarted, verified
-//! kv --id 1 --raft-addr 127.0.0.1:5001 --http-addr 127.0.0.1:8001 \
+//! kv --id 1 --raft-addr 127.0.0.1:500{id} --http-addr 127.0.0.1:800{id} \
 //!    --peer 127.0.0.1:5001 --peer 127.0.0.1:5002 --peer 127.0.0.1:5003
-//! kv --id 2 --raft-addr 127.0.0.1:5002 --http-addr 127.0.0.1:8002 \
-//!    --peer 127.0.0.1:5001 --peer 127.0.0.1:5002 --peer 127.0.0.1:5003
-//! kv --id 3 --raft-addr 127.0.0.1:5003 --http-addr 127.0.0.1:8003 \
-//!    --peer 127.0.0.1:5001 --peer 127.0.0.1:5002 --peer 127.0.0.1:5003
+//! kv --id 2 ..                     the same line on every node, but for the id
 //! kv load README.md --node 127.0.0.1:8001
 //! kv verify README.md --node 127.0.0.1:8002
 //! ```
+//!
+//! `operations.sh` beside this file walks through the life of a cluster: it grows, machines are
+//! replaced, it shrinks, and loses its majority.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program talks to its user")]
 
 mod client;
 mod cluster;
 mod http;
 mod load;
+mod members;
 mod node;
 mod process;
 mod store;

@@ -3,6 +3,8 @@
 //! The start is hard to get wrong: every node gets the same list of peers, at every start. A node
 //! with data resumes; an empty one enters the cluster that a peer belongs to; and where there is
 //! none, all of them together found one. While one of them is missing, the others wait and say so.
+//! `{id}` in a flag stands for the node's id, so that the whole command line can be the same on
+//! every node, but for `--id`.
 
 use std::path::PathBuf;
 use std::pin::pin;
@@ -26,7 +28,7 @@ pub(crate) struct Flags {
     /// This node's id, unique in the cluster and not 0.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     id: u64,
-    /// Where this node listens for the others, host:port.
+    /// Where this node listens for the others, host:port; {id} stands for its id, here and below.
     #[arg(long)]
     raft_addr: String,
     /// Where the other nodes reach this one, if that is not where it listens: behind a proxy,
@@ -42,7 +44,7 @@ pub(crate) struct Flags {
     peer: Vec<String>,
     /// Where this node keeps its data; default: raftline-<id> in the working directory.
     #[arg(long)]
-    data_dir: Option<PathBuf>,
+    data_dir: Option<String>,
     /// A JSON file with settings of the library, such as {"heartbeat": "50ms"}; the fields are
     /// those of `raftline::Config`.
     #[arg(long)]
@@ -59,9 +61,16 @@ impl Flags {
             }
             None => Config::default(),
         };
-        let advertise_addr = self.advertise_addr.clone().or(config.advertise_addr);
-        let data_dir = self.data_dir.clone().or(config.data_dir);
+        let advertise_addr = self.advertise_addr.as_deref().map(|addr| self.own(addr));
+        let advertise_addr = advertise_addr.or(config.advertise_addr);
+        let data_dir = self.data_dir.as_deref().map(|dir| self.own(dir).into());
+        let data_dir = data_dir.or(config.data_dir);
         Ok(Config { data_dir, advertise_addr, ..config })
+    }
+
+    /// The value of a flag on this node.
+    fn own(&self, value: &str) -> String {
+        value.replace("{id}", &self.id.to_string())
     }
 }
 
@@ -76,11 +85,12 @@ pub(crate) async fn run(flags: Flags) -> Result<(), Failure> {
     let mut told = pin!(stop_signal()?);
     let logger = logger().new(o!("node" => flags.id));
     let config = flags.config()?;
-    let raft = Raft::new(flags.raft_addr.as_str(), Kv::default(), logger.clone(), config)?;
+    let (raft_addr, http_addr) = (flags.own(&flags.raft_addr), flags.own(&flags.http_addr));
+    let raft = Raft::new(raft_addr.as_str(), Kv::default(), logger.clone(), config)?;
     let mailbox = raft.mailbox();
-    let listener = tokio::net::TcpListener::bind(flags.http_addr.as_str())
+    let listener = tokio::net::TcpListener::bind(http_addr.as_str())
         .await
-        .map_err(|e| format!("cannot listen for HTTP on {}: {e}", flags.http_addr))?;
+        .map_err(|e| format!("cannot listen for HTTP on {http_addr}: {e}"))?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let stopped = async move { drop(stopped.await) };
     let serving = tokio::spawn(http::serve(listener, mailbox.clone(), stopped));

@@ -27,11 +27,19 @@ pub(crate) fn to_request(change: &Change) -> request::Kind {
             let member = Member { node_id, raft_id: 0, incarnation, addr, metadata, learner_only };
             Kind::Update(member.to_pb())
         }
-        Change::AddLearner { node_id, addr } => Kind::AddLearner(pb::AddMember { node_id, addr }),
-        Change::AddVoter { node_id, addr } => Kind::AddVoter(pb::AddMember { node_id, addr }),
+        Change::AddLearner { node_id, addr } => {
+            Kind::AddLearner(pb::AddMember { node_id, addr, added: false })
+        }
+        Change::AddVoter { node_id, addr, added } => {
+            Kind::AddVoter(pb::AddMember { node_id, addr, added })
+        }
         Change::Promote { node_id } => Kind::Promote(node_id),
         Change::Demote { node_id } => Kind::Demote(node_id),
         Change::Remove { node_id } => Kind::Remove(node_id),
+        Change::Leave { node_id, incarnation } => {
+            let incarnation = Bytes::copy_from_slice(&incarnation.to_bytes());
+            Kind::Leave(pb::Departure { node_id, incarnation })
+        }
         Change::Replace { old, new } => Kind::Replace(pb::Replace { old, new }),
         Change::Set { voters, learners } => Kind::Set(pb::MemberSet { voters, learners }),
         Change::Describe { node_id, addr, metadata } => {
@@ -54,7 +62,12 @@ pub(crate) fn from_pb(change: pb::Change) -> Result<Change> {
             addr: m.addr,
         },
         Some(Kind::AddLearner(m)) => Change::AddLearner { node_id: m.node_id, addr: m.addr },
-        Some(Kind::AddVoter(m)) => Change::AddVoter { node_id: m.node_id, addr: m.addr },
+        Some(Kind::AddVoter(m)) => {
+            Change::AddVoter { node_id: m.node_id, addr: m.addr, added: m.added }
+        }
+        Some(Kind::Leave(d)) => {
+            Change::Leave { node_id: d.node_id, incarnation: incarnation(&d.incarnation)? }
+        }
         Some(Kind::Promote(node_id)) => Change::Promote { node_id },
         Some(Kind::Demote(node_id)) => Change::Demote { node_id },
         Some(Kind::Replace(r)) => Change::Replace { old: r.old, new: r.new },
@@ -99,13 +112,14 @@ pub(crate) fn check(change: &Change) -> Result<()> {
         Change::Join { node_id, addr, .. }
         | Change::Update { node_id, addr, .. }
         | Change::AddLearner { node_id, addr }
-        | Change::AddVoter { node_id, addr } => {
+        | Change::AddVoter { node_id, addr, .. } => {
             check_id(*node_id)?;
             check_addr(addr)
         }
-        Change::Promote { node_id } | Change::Demote { node_id } | Change::Remove { node_id } => {
-            check_id(*node_id)
-        }
+        Change::Promote { node_id }
+        | Change::Demote { node_id }
+        | Change::Remove { node_id }
+        | Change::Leave { node_id, .. } => check_id(*node_id),
         Change::Replace { old, new } => check_id(*old).and(check_id(*new)),
         Change::Set { voters, learners } => {
             let named = voters.len() + learners.len();
@@ -175,10 +189,12 @@ mod tests {
             Change::Join { node_id: 1, incarnation, addr: addr.clone(), voter: false },
             Change::Update { node_id: 1, incarnation, addr: addr.clone() },
             Change::AddLearner { node_id: 2, addr: addr.clone() },
-            Change::AddVoter { node_id: 3, addr: addr.clone() },
+            Change::AddVoter { node_id: 3, addr: addr.clone(), added: false },
+            Change::AddVoter { node_id: 3, addr: addr.clone(), added: true },
             Change::Promote { node_id: 4 },
             Change::Demote { node_id: 5 },
             Change::Remove { node_id: 6 },
+            Change::Leave { node_id: 6, incarnation },
             Change::Replace { old: 7, new: 8 },
             Change::Set { voters: vec![1, 2], learners: vec![3] },
             Change::Describe { node_id: 9, addr: Some(addr), metadata: None },
@@ -201,7 +217,11 @@ mod tests {
         let cases = [
             (Change::Remove { node_id: 0 }, "must not be 0"),
             (Change::Replace { old: 1, new: 0 }, "must not be 0"),
-            (Change::AddVoter { node_id: 1, addr: "nowhere".to_owned() }, "no host:port"),
+            (
+                Change::AddVoter { node_id: 1, addr: "nowhere".to_owned(), added: false },
+                "no host:port",
+            ),
+            (Change::Leave { node_id: 1, incarnation: zero }, "16 random bytes"),
             (Change::AddLearner { node_id: 1, addr: String::new() }, "no host:port"),
             (Change::Join { node_id: 1, incarnation: zero, addr, voter: true }, "16 random bytes"),
             (

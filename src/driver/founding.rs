@@ -153,7 +153,7 @@ impl Founding<'_> {
             self.hear(&answers);
             let fresh = ClusterId::random()
                 .map_err(|e| Error::Internal { part: "random generator", reason: e.to_string() })?;
-            match decide(&self.me, &answers, fresh) {
+            match self.enough(decide(&self.me, &answers, fresh)) {
                 Step::Adopt(record) => return self.found(record, "enters").await,
                 Step::Found(record) => return self.found(record, "founds").await,
                 Step::Join(through) => return Ok(self.join(through, &answers)),
@@ -168,6 +168,19 @@ impl Founding<'_> {
                     self = self.wait(pause, seat).await?;
                 }
             }
+        }
+    }
+
+    /// Nobody founds a cluster that could never elect a leader; one that exists may be entered.
+    fn enough(&self, step: Step) -> Step {
+        let (count, min) = (self.me.terms.count(), self.shared.config.min_members);
+        if count >= min {
+            return step;
+        }
+        match step {
+            Step::Propose(_) | Step::Found(_) => Step::Refuse(too_few(count, min)),
+            Step::Wait(words) => Step::Wait(format!("{words}; then: {}", too_few(count, min))),
+            step @ (Step::Adopt(_) | Step::Join(_) | Step::Withdraw | Step::Refuse(_)) => step,
         }
     }
 
@@ -253,7 +266,12 @@ impl Founding<'_> {
             self.hear_of(&from);
             self.clash = self.clash.take().or_else(|| self.clash_with(&from));
             if let Some(Ok(proposed)) = found.propose.map(Membership::from_pb) {
-                match may_agree(&self.me, &from, &proposed) {
+                let min = self.shared.config.min_members;
+                let enough = match proposed.members.len() {
+                    count if count < min => Err(too_few(count, min).to_string()),
+                    _ => Ok(()),
+                };
+                match enough.and_then(|()| may_agree(&self.me, &from, &proposed)) {
                     Ok(()) if self.me.agreed.as_ref() == Some(&proposed) => {}
                     Ok(()) => self = self.agree(Some(proposed)).await?,
                     Err(e) => {
@@ -300,7 +318,7 @@ impl Founding<'_> {
     async fn found(self, record: Membership, how: &'static str) -> Result<End> {
         let Self { mut opened, shared, .. } = self;
         let members: Vec<String> = record.members.iter().map(|m| m.addr.clone()).collect();
-        shared.status.send_modify(|s| s.health.clear());
+        shared.say_waiting("");
         info!(shared.logger, "{} a cluster together with others", how;
             "cluster" => %record.cluster_id, "members" => members.join(" "));
         Ok(End::Founded(blocking(move || opened.found(&record).map(|()| opened)).await?))
@@ -311,7 +329,7 @@ impl Founding<'_> {
         let others = members.map(|(addr, _)| addr.clone()).filter(|addr| *addr != through);
         let known = [through.clone()].into_iter().chain(others).collect();
         let words = format!("joins the cluster through {through}");
-        self.shared.status.send_modify(|s| s.health = words);
+        self.shared.say_waiting(&words);
         info!(self.shared.logger, "found a cluster"; "through" => through);
         End::Join(self.opened, known)
     }
@@ -325,11 +343,22 @@ impl Founding<'_> {
         };
         if news || again {
             warn!(self.shared.logger, "no cluster yet"; "reason" => &words);
-            self.shared.status.send_modify(|s| s.health.clone_from(&words));
+            self.shared.say_waiting(&words);
             self.said = Some((words, now));
         }
         news
     }
+}
+
+/// Why so many may not found a cluster.
+pub(crate) fn too_few(count: usize, min: usize) -> Error {
+    let members = if count == 1 { "member" } else { "members" };
+    let reason = format!(
+        "a cluster founded by {count} {members} could never elect a leader: the first election waits \
+         for {min}; give start the addresses of at least {min} nodes, the same list on each, or \
+         lower it"
+    );
+    Error::Config { field: "min_members", reason }
 }
 
 fn to_pb(c: &Candidate) -> pb::Founder {

@@ -35,7 +35,7 @@ impl Hints {
         if membership.is_some_and(|m| m.was_removed(peer.raft_id)) {
             return false;
         }
-        let known = membership.and_then(|m| m.by_raft(peer.raft_id)).filter(|m| m.has_joined());
+        let known = membership.and_then(|m| joined(m, peer.raft_id));
         // An earlier release does not say where it is: where the membership has it.
         if peer.addr.is_empty() || known.is_some_and(|m| m.addr == peer.addr) {
             return self.by_raft.remove(&peer.raft_id).is_some();
@@ -52,9 +52,9 @@ impl Hints {
 
     /// Another membership is in force.
     pub(crate) fn settle(&mut self, new: &Membership) {
-        self.by_raft.retain(|id, hint| match new.by_raft(*id) {
+        self.by_raft.retain(|id, hint| match joined(new, *id) {
             None => !new.was_removed(*id),
-            Some(now) => now.addr != hint.addr || !now.has_joined(),
+            Some(now) => now.addr != hint.addr,
         });
     }
 
@@ -95,10 +95,14 @@ impl Hints {
         &'a self,
         membership: Option<&'a Membership>,
     ) -> impl Iterator<Item = &'a Peer> {
-        let joined = |m: &Membership, id| m.by_raft(id).is_some_and(Member::has_joined);
-        let known = move |id| membership.is_some_and(|m| joined(m, id));
+        let known = move |id| membership.is_some_and(|m| joined(m, id).is_some());
         self.by_raft.values().filter(move |peer| !known(peer.raft_id))
     }
+}
+
+/// A member whose data directory is known: one that is only expected says itself where it is.
+fn joined(m: &Membership, id: RaftId) -> Option<&Member> {
+    m.by_raft(id).filter(|member| member.has_joined())
 }
 
 #[cfg(test)]

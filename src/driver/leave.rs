@@ -19,7 +19,7 @@ use super::hints::Hints;
 use super::shared::{Phase, SMALL, Shared};
 use crate::error::{Error, Result};
 use crate::node::event::{Change, Event};
-use crate::types::{Identity, Member, MemberRole, Membership, NodeId, RaftId};
+use crate::types::{Identity, Member, Membership, NodeId, RaftId};
 
 /// Leaves the cluster and ends the node.
 pub(crate) async fn leave(shared: &Arc<Shared>, timeout: Duration) -> Result<()> {
@@ -72,10 +72,9 @@ async fn remove_self(shared: &Arc<Shared>, deadline: Instant) -> Result<()> {
             continue;
         };
         if identity.cluster.is_some_and(|(_, me)| membership.conf_state.voters == [me]) {
-            return Err(Error::Membership(
-                "the last voter cannot leave: the cluster would be gone. Shut it down instead"
-                    .to_owned(),
-            ));
+            let reason =
+                "the last voter cannot leave: the cluster would be gone. Shut it down instead";
+            return Err(lost.unwrap_or_else(|| Error::Membership(reason.to_owned())));
         }
         match step(shared, &identity, membership, deadline).await {
             Ok(true) => return Ok(()),
@@ -115,7 +114,9 @@ async fn step(
         let _ = timeout_at(deadline, handed).await;
         return Ok(false);
     }
-    let change = Change::Remove { node_id: identity.node_id };
+    // By data directory: another one may have taken the place of this one.
+    let (node_id, incarnation) = (identity.node_id, identity.incarnation);
+    let change = Change::Leave { node_id, incarnation };
     shared.ask(SMALL, left, |reply| Event::Change { change, reply }).await?;
     Ok(true)
 }
@@ -152,8 +153,8 @@ async fn linger(shared: &Arc<Shared>) {
 pub(crate) struct Knowing {
     members: usize,
     of_members: usize,
-    voters: usize,
-    of_voters: usize,
+    /// Of both halves of a joint configuration, or of one twice: how many know, of how many.
+    voters: [(usize, usize); 2],
 }
 
 /// Finds out who knows: by the newest membership that any of the others tells, because the leader
@@ -219,18 +220,23 @@ impl Knowing {
     /// Whether the removed node may end: all know, or, `late`, a majority of the voters.
     pub(crate) fn is_enough(self, late: bool) -> bool {
         let all = self.members == self.of_members;
-        all || (late && self.voters > self.of_voters / 2)
+        all || (late && self.voters.iter().all(|(know, of)| *know > of / 2))
     }
 
     fn of(m: &Membership, me: RaftId, informed: &BTreeSet<NodeId>) -> Self {
         let others: Vec<&Member> = m.members.iter().filter(|other| other.raft_id != me).collect();
-        let votes = |other: &&&Member| m.role(other.raft_id) == Some(MemberRole::Voter);
         let knows = |other: &&&Member| informed.contains(&other.node_id);
+        let among = |voters: &[RaftId]| {
+            let votes = |other: &&&Member| voters.contains(&other.raft_id);
+            let of = others.iter().filter(votes);
+            (of.clone().filter(knows).count(), of.count())
+        };
+        let incoming = among(&m.conf_state.voters);
+        let outgoing = among(&m.conf_state.voters_outgoing);
         Self {
             members: others.iter().filter(knows).count(),
             of_members: others.len(),
-            voters: others.iter().filter(votes).filter(knows).count(),
-            of_voters: others.iter().filter(votes).count(),
+            voters: [incoming, if outgoing.1 == 0 { incoming } else { outgoing }],
         }
     }
 }
@@ -298,8 +304,7 @@ mod tests {
         let knowing = |members, voters, of_voters| Knowing {
             members,
             of_members: of_voters + 1,
-            voters,
-            of_voters,
+            voters: [(voters, of_voters); 2],
         };
         assert!(knowing(4, 3, 3).is_enough(false), "all know");
         assert!(!knowing(3, 3, 3).is_enough(false), "a learner may still hear of it from here");
@@ -333,6 +338,24 @@ mod tests {
         newer.members.retain(|m| m.node_id == 2);
         newer.conf_state.voters = vec![2];
         assert!(Knowing::of(&newer, 1, &told).is_enough(false));
+    }
+
+    #[test]
+    fn both_halves_of_a_joint_configuration_must_know() {
+        let shared = member_of_two();
+        let mut joint = shared.view().membership.clone().unwrap();
+        let third = Member { node_id: 3, raft_id: 3, ..joint.members[1].clone() };
+        let fourth = Member { node_id: 4, raft_id: 4, ..joint.members[1].clone() };
+        joint.members.extend([third, fourth]);
+        joint.conf_state.voters = vec![2];
+        joint.conf_state.voters_outgoing = vec![3, 4];
+        let knows = |told: &[u64]| {
+            let told = told.iter().copied().collect();
+            Knowing::of(&joint, 1, &told).is_enough(true)
+        };
+        assert!(!knows(&[3, 4]), "node 2 alone is a majority of those to come");
+        assert!(!knows(&[2, 3]));
+        assert!(knows(&[2, 3, 4]));
     }
 
     #[tokio::test(start_paused = true)]

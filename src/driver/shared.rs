@@ -160,6 +160,14 @@ impl Shared {
         self.status.borrow().role == Role::Leader
     }
 
+    /// Says for what this node waits before it belongs to a cluster.
+    pub(crate) fn say_waiting(&self, words: &str) {
+        self.status.send_modify(|s| {
+            words.clone_into(&mut s.waiting);
+            s.reword();
+        });
+    }
+
     pub(crate) fn phase(&self) -> Phase {
         *self.phase.borrow()
     }
@@ -291,6 +299,7 @@ impl Drop for Lifetime {
             s.role = Role::Stopped;
             s.leader_id = 0;
             s.leader_addr.clear();
+            s.reword();
         });
         self.shared.enter(Phase::Ended);
     }

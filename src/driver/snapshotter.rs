@@ -180,6 +180,23 @@ impl Sending {
     }
 }
 
+impl Sending {
+    /// The same body, and the node hears how much of it has left: a hundred times at most.
+    fn watch(&self, body: SnapshotStream, size: u64) -> SnapshotStream {
+        let (to, inbox) = (self.to, self.inbox.clone());
+        let (mut left, mut told) = (0, 0);
+        let watched = body.inspect(move |chunk| {
+            left += chunk.as_ref().map_or(0, |c| c.len() as u64);
+            let percent = u8::try_from(left.saturating_mul(100) / size.max(1)).unwrap_or(100);
+            if percent > told {
+                told = percent;
+                inbox.complete(Event::SnapshotProgress { to, percent });
+            }
+        });
+        watched.boxed()
+    }
+}
+
 impl Drop for Sending {
     fn drop(&mut self) {
         if let Some(index) = self.index {
@@ -209,7 +226,7 @@ impl Transfer {
         // NB: a permit that cannot be had means that the semaphore was closed, which nobody does.
         let Ok(_slot) = self.slots.acquire().await else { return };
         let reading = Arc::new(Reading::default());
-        match self.transfer(&meta, message, &reading).await {
+        match self.transfer(&meta, message, &reading, &sending).await {
             Ok(bytes) => {
                 info!(self.logger, "snapshot sent"; "to" => to, "index" => meta.position.index,
                     "term" => meta.position.term, "bytes" => bytes);
@@ -230,6 +247,7 @@ impl Transfer {
         meta: &SnapshotMeta,
         mut message: Message,
         reading: &Arc<Reading>,
+        sending: &Sending,
     ) -> Result<u64, String> {
         let snapshots = self.snapshots.clone();
         let position = meta.position;
@@ -240,7 +258,7 @@ impl Transfer {
         let meta = reader.meta().clone();
         let size = meta.size;
         message.snapshot = Some(Box::new(meta));
-        let body = body_of(reader, reading.clone());
+        let body = sending.watch(body_of(reader, reading.clone()), size);
         tokio::select! {
             biased;
             sent = self.transport.send_snapshot(message, body) => {

@@ -6,7 +6,8 @@
 //!   the quorum, a vote for a node that has not caught up, the last voter's removal.
 //! - A call answers when its change is in force: committed, applied, on the leader's disk, and known
 //!   to a majority of the voters where that can be told within an election timeout.
-//! - Asking again after an unknown outcome is harmless: what holds already is answered with Ok.
+//! - Asking again after an unknown outcome is harmless: what holds already is answered with Ok. A call
+//!   does so by itself, until its deadline.
 //! - A change of several members goes through joint consensus (Raft thesis, section 4.3): it happens
 //!   at once, or not at all. When the leader fails in the middle, the next one completes it.
 
@@ -50,7 +51,8 @@ impl Mailbox {
     ///
     /// # Errors
     /// `Unknown` when it has not caught up before the deadline: it stays a learner, which is
-    /// promoted when it has. `Membership` when it may not be added, as for [`Mailbox::add_learner`].
+    /// promoted when it has; or when somebody removed or demoted it meanwhile. `Membership` when it
+    /// may not be added, as for [`Mailbox::add_learner`].
     pub async fn add_voter(&self, node_id: NodeId, addr: impl Into<String>) -> Result<()> {
         self.add_voter_with(node_id, addr, |_| {}).await
     }
@@ -66,7 +68,8 @@ impl Mailbox {
         addr: impl Into<String>,
         told: impl FnMut(Progress) + Send,
     ) -> Result<()> {
-        self.complete(Change::AddVoter { node_id, addr: addr.into() }, node_id, told).await
+        let change = Change::AddVoter { node_id, addr: addr.into(), added: false };
+        self.complete(change, node_id, told).await
     }
 
     /// Makes a learner a voter that has caught up with the log.
@@ -152,17 +155,42 @@ impl Mailbox {
         leave::leave(&self.shared, self.timeout).await
     }
 
-    /// A change that is done or refused.
+    /// A change that is done or refused. When the answer is lost, as that of a leader which ends
+    /// because the change removes it, it is asked for again.
     async fn make(&self, change: Change) -> Result<()> {
         changes::check(&change)?;
-        self.ask_change(change, self.timeout).await.map(|_| ())
+        let deadline = Instant::now() + self.timeout;
+        let mut lost = None;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match (self.ask_change(change.clone(), left).await, lost.take()) {
+                (Ok(_), _) => return Ok(()),
+                (Err(e), _) if e.outcome_unknown() => lost = Some(e),
+                (Err(e), None) => return Err(e),
+                (Err(e), before) if e.is_retryable() => lost = before,
+                (Err(e), Some(_)) => return Err(after_lost(&e)),
+            }
+            if !self.pauses_before(deadline).await {
+                return Err(lost.unwrap_or(Error::Timeout));
+            }
+        }
+    }
+
+    /// Waits before the next attempt; false when there is no time for one.
+    async fn pauses_before(&self, deadline: Instant) -> bool {
+        let pause = self.shared.config.heartbeat.max(Duration::from_millis(20));
+        if Instant::now() + pause >= deadline {
+            return false;
+        }
+        sleep(pause).await;
+        true
     }
 
     /// A change that waits for a node, asked for until it is in force: so it survives every change
     /// of leader, and nobody has to remember it.
     async fn complete(
         &self,
-        change: Change,
+        mut change: Change,
         node: NodeId,
         mut told: impl FnMut(Progress) + Send,
     ) -> Result<()> {
@@ -170,6 +198,8 @@ impl Mailbox {
         let deadline = Instant::now() + self.timeout;
         let mut known = None;
         let mut last = None;
+        // An answer that was lost is never forgotten: what was asked for then may still happen.
+        let mut lost = None;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.ask_change(change.clone(), left).await {
@@ -182,19 +212,18 @@ impl Mailbox {
                         told(progress);
                     }
                     (known, last) = (Some(progress), None);
+                    if let Change::AddVoter { added, .. } = &mut change {
+                        *added = true;
+                    }
                 }
-                // What was asked for may have happened; asking again tells.
-                Err(e) if e.is_retryable() || e.outcome_unknown() => last = Some(e),
-                Err(e) if last.as_ref().is_some_and(Error::outcome_unknown) => {
-                    return Err(Error::unknown(format!("an answer was lost; then: {e}")));
-                }
-                Err(e) => return Err(e),
+                // Asking again tells whether it happened.
+                Err(e) if e.outcome_unknown() => lost = Some(e),
+                Err(e) if e.is_retryable() => last = Some(e),
+                Err(e) => return Err(refused(node, e, &change, lost.is_some())),
             }
-            let pause = self.shared.config.heartbeat.max(Duration::from_millis(20));
-            if Instant::now() + pause >= deadline {
-                return Err(unfinished(node, known, last));
+            if !self.pauses_before(deadline).await {
+                return Err(unfinished(node, known, lost.or(last)));
             }
-            sleep(pause).await;
         }
     }
 
@@ -202,6 +231,21 @@ impl Mailbox {
         let event = |reply| Event::Change { change, reply };
         self.explain(self.shared.ask(SMALL, timeout, event).await)
     }
+}
+
+/// A refusal after what came before it.
+fn refused(node: NodeId, error: Error, change: &Change, lost: bool) -> Error {
+    match change {
+        _ if lost => after_lost(&error),
+        Change::AddVoter { added: true, .. } => {
+            Error::unknown(format!("node {node} was made a learner; then: {error}"))
+        }
+        _ => error,
+    }
+}
+
+fn after_lost(error: &Error) -> Error {
+    Error::unknown(format!("an answer was lost; then: {error}"))
 }
 
 /// Why a change is not in force at its deadline.
@@ -220,3 +264,6 @@ fn unfinished(node: NodeId, known: Option<Progress>, last: Option<Error>) -> Err
         (Some(Progress::Done), _) => Error::unknown("no answer in time"),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,6 +26,8 @@ pub(crate) enum Event {
     Change { change: Change, reply: Reply<Changed> },
     /// Hand leadership to this node, or to the best voter.
     Transfer { to: Option<NodeId>, reply: Reply<()> },
+    /// Lead no more: hand leadership to the best voter. Nothing to do for a node that does not lead.
+    Resign { reply: Reply<()> },
     /// Every batch up to this number is durable.
     Persisted { number: u64 },
     /// The Store has applied everything up to this index.
@@ -38,6 +40,8 @@ pub(crate) enum Event {
     SnapshotFailed,
     /// A transfer of a snapshot ended.
     SnapshotSent { to: RaftId, how: Transferred },
+    /// So much of a snapshot that is being sent has left, in percent.
+    SnapshotProgress { to: RaftId, percent: u8 },
     /// What the node knows, right now.
     Status { reply: Reply<Status> },
     /// The node is going to stop: no new requests.
@@ -102,14 +106,17 @@ pub(crate) enum Change {
     Update { node_id: NodeId, incarnation: Incarnation, addr: String },
     /// This one is to be a learner, and stay one.
     AddLearner { node_id: NodeId, addr: String },
-    /// This one is to be a learner, and a voter once it has caught up. Asked again until it is.
-    AddVoter { node_id: NodeId, addr: String },
+    /// This one is to be a learner, and a voter once it has caught up. Asked again until it is, for
+    /// what it was before the first time: `added` does not add it once more.
+    AddVoter { node_id: NodeId, addr: String, added: bool },
     /// A learner that has caught up is to vote.
     Promote { node_id: NodeId },
     /// A voter is to be a learner, and stay one.
     Demote { node_id: NodeId },
     /// Remove a member.
     Remove { node_id: NodeId },
+    /// A data directory asks to be removed; another one under the same node id stays.
+    Leave { node_id: NodeId, incarnation: Incarnation },
     /// One member goes, another takes its role, at once. Asked again until that has caught up.
     Replace { old: NodeId, new: NodeId },
     /// These are to be all members.

@@ -11,6 +11,12 @@ use crate::status::Role;
 use crate::types::{MemberRole, NodeId, RaftId, Term};
 use crate::zoo::{self, Bug};
 
+/// The term of a founding: it is nobody's election.
+const FOUNDING_TERM: Term = 1;
+
+/// Why leadership cannot be handed over.
+const NOBODY: &str = "no other voter is reachable to lead; start one, or add one with add_voter";
+
 /// A small generator (SplitMix64): the only source of chance in a node, so that a seed repeats a
 /// run.
 #[derive(Clone, Debug)]
@@ -39,6 +45,8 @@ pub(super) struct Leadership {
     heard: BTreeMap<RaftId, u64>,
     /// The tick at which this node began to lead, when it leads.
     led_since: u64,
+    /// The tick since which the present leader, or none, has been known.
+    known_since: u64,
     transfer: Option<Transfer>,
 }
 
@@ -47,6 +55,8 @@ struct Transfer {
     to: RaftId,
     deadline: u64,
     replies: Vec<Reply<()>>,
+    /// Of those who ask that this node leads no more: any other leader will do.
+    resigns: Vec<Reply<()>>,
 }
 
 impl Leadership {
@@ -57,6 +67,7 @@ impl Leadership {
             seen: (0, StateRole::Follower, 0),
             heard: BTreeMap::new(),
             led_since: 0,
+            known_since: 0,
             transfer: None,
         }
     }
@@ -89,8 +100,15 @@ impl Node {
             slog::info!(self.logger, "leadership"; "term" => now.0, "role" => %self.role(),
                 "leader" => self.node_of(now.2));
         }
+        if before.2 != now.2 {
+            self.leadership.known_since = self.tick;
+        }
         if now.1 == StateRole::Leader {
             self.leadership.led_since = self.tick;
+            // The engine has forgotten it when it stepped down.
+            if let Some(t) = self.leadership.transfer.take() {
+                fail(t, "this node was elected again");
+            }
         } else {
             if zoo::has(Bug::DeposedMeansDropped) {
                 self.proposals.decide(0, u64::MAX);
@@ -125,6 +143,34 @@ impl Node {
         self.leadership.led_since
     }
 
+    /// Ticks since which the present leader, or none, has been known.
+    pub(super) fn leader_ticks(&self) -> u64 {
+        self.tick - self.leadership.known_since
+    }
+
+    /// Whether a member can be reached, where this node can tell. A leader hears of all, a follower of
+    /// its leader; a voter without one of those who answer its campaigns, which takes a while.
+    pub(super) fn is_reachable(&self, id: RaftId) -> Option<bool> {
+        if id == self.raft_id {
+            return Some(true);
+        }
+        let (timeout, leader) = (self.limits.election_tick, self.raw.raft.leader_id);
+        let heard = self.heard_at(id);
+        let silent = self.tick - heard.unwrap_or(0).max(self.leadership.known_since);
+        if leader == self.raft_id || leader == id {
+            return Some(silent <= timeout);
+        }
+        if leader != 0 || self.own_role() != Some(MemberRole::Voter) {
+            return None;
+        }
+        let campaigns = 3 * timeout;
+        match heard {
+            Some(at) if self.tick - at <= campaigns => Some(true),
+            Some(_) | None if silent > campaigns => Some(false),
+            Some(_) | None => None,
+        }
+    }
+
     /// Whether a member was heard within an election timeout; oneself always.
     pub(super) fn is_heard(&self, id: RaftId) -> bool {
         id == self.raft_id || self.silent_ticks(id).is_some_and(|t| t <= self.limits.election_tick)
@@ -138,6 +184,24 @@ impl Node {
                 None => reply.send(Ok(())),
             },
             Err(error) => reply.send(Err(error)),
+        }
+    }
+
+    /// Leads no more, and answers when another node leads. Of several transfers at a time the one that
+    /// was asked for goes on: whoever takes over, this node has resigned.
+    pub(super) fn resign(&mut self, reply: Reply<()>) {
+        if !self.is_leader() {
+            reply.send(Ok(()));
+            return;
+        }
+        let begun = match self.leadership.transfer {
+            Some(_) => Ok(()),
+            None => self.begin_transfer(None),
+        };
+        match (begun, &mut self.leadership.transfer) {
+            (Ok(()), Some(t)) => t.resigns.push(reply),
+            (Ok(()), None) => reply.send(Err(Error::Membership(NOBODY.to_owned()))),
+            (Err(error), _) => reply.send(Err(error)),
         }
     }
 
@@ -169,14 +233,17 @@ impl Node {
         }
         self.raw.transfer_leader(target);
         let deadline = self.tick + self.limits.election_tick;
-        let replaced = self.leadership.transfer.replace(Transfer {
-            to: target,
-            deadline,
-            replies: Vec::new(),
-        });
-        if let Some(old) = replaced {
+        let mut new = Transfer { to: target, deadline, replies: Vec::new(), resigns: Vec::new() };
+        if let Some(mut old) = self.leadership.transfer.take() {
+            new.resigns.append(&mut old.resigns);
             fail(old, "another transfer was asked for");
         }
+        self.leadership.transfer = Some(new);
+    }
+
+    /// Whether this leader is on its way out.
+    pub(super) fn hands_over(&self) -> bool {
+        self.leadership.transfer.is_some()
     }
 
     fn transfer_target(&self, node: NodeId) -> Result<RaftId, Error> {
@@ -196,7 +263,7 @@ impl Node {
         others
             .filter(|id| self.is_heard(*id))
             .max_by_key(|id| prs.get(*id).map_or(0, |p| p.matched))
-            .ok_or_else(|| Error::Membership("no other voter is reachable to lead".to_owned()))
+            .ok_or_else(|| Error::Membership(NOBODY.to_owned()))
     }
 
     /// The leader changed: a transfer that was asked for is over.
@@ -204,7 +271,8 @@ impl Node {
         if leader == 0 {
             return;
         }
-        if let Some(t) = self.leadership.transfer.take() {
+        if let Some(mut t) = self.leadership.transfer.take() {
+            t.resigns.drain(..).for_each(|r| r.send(Ok(())));
             if leader == t.to {
                 t.replies.into_iter().for_each(|r| r.send(Ok(())));
             } else {
@@ -216,10 +284,34 @@ impl Node {
     /// A transfer takes an election timeout at most; raft gives it up then, too.
     pub(super) fn expire_transfer(&mut self) {
         let tick = self.tick;
-        if let Some(t) = self.leadership.transfer.take_if(|t| tick > t.deadline) {
+        if let Some(mut t) = self.leadership.transfer.take_if(|t| tick > t.deadline) {
+            if !self.is_leader() {
+                // Nobody leads yet, but neither does this node.
+                t.resigns.drain(..).for_each(|r| r.send(Ok(())));
+            }
             self.raw.raft.abort_leader_transfer();
             fail(t, "it did not answer within an election timeout");
         }
+    }
+
+    /// The members that the first election waits for (`Config::min_members`), while they are fewer;
+    /// None when nothing is waited for. A leader's first act is an entry of its term: a log that holds
+    /// one of a term after the founding has seen an election, whoever has left since. The log tells
+    /// it to a restarted node, too.
+    pub(super) fn awaits_members(&self) -> Option<usize> {
+        let min = self.limits.min_members;
+        let voters = self.membership.as_ref()?.conf_state.voters.len();
+        let elected = self.raw.raft.raft_log.last_term() > FOUNDING_TERM;
+        (voters < min && !elected).then_some(min)
+    }
+
+    /// Whether this node leads and may say so: its term is durable. A lone voter is elected before its
+    /// disk knows; told at once, the term could come again after a crash, and terms are what users
+    /// fence with.
+    pub(super) fn leads_openly(&self) -> bool {
+        let now = self.hard_state();
+        let handed_over = (now.term, now.vote) == (self.logged.term, self.logged.vote);
+        self.is_leader() && handed_over && !self.pipeline.holds_vote()
     }
 
     pub(super) fn is_leader(&self) -> bool {
@@ -239,7 +331,7 @@ impl Node {
 }
 
 fn fail(t: Transfer, why: &str) {
-    for reply in t.replies {
+    for reply in t.replies.into_iter().chain(t.resigns) {
         reply.send(Err(Error::Membership(format!("leadership was not transferred: {why}"))));
     }
 }

@@ -15,7 +15,7 @@ mod answers;
 mod plan;
 mod rounds;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
@@ -36,6 +36,9 @@ const MAX_QUEUED: usize = 1024;
 /// Times that a leader tries to hand over before a change that takes its own vote: then the change
 /// is refused, or, in a joint configuration, made without.
 const MAX_HANDOVERS: u32 = 3;
+/// Election timeouts that a data directory has for its first sign, once it was let in: before, no
+/// other one takes its place.
+const START_PATIENCE: u64 = 4;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -49,6 +52,8 @@ pub(super) struct Changes {
     rounds: rounds::Rounds,
     /// Times that this leader tried to hand over before it leaves the present joint configuration.
     handovers: u32,
+    /// The ticks at which data directories were let in, while this node leads.
+    admitted: BTreeMap<RaftId, u64>,
 }
 
 /// A change that waits for its turn.
@@ -99,6 +104,7 @@ impl Changes {
     /// confirmed is asked of the next leader.
     pub(super) fn leader_changed(&mut self, tick: u64) {
         self.rounds.clear();
+        self.admitted.clear();
         self.handovers = 0;
         for (change, reply) in self.answers.take_back() {
             self.queue.push_back(Queued::new(change, reply, tick));
@@ -193,9 +199,17 @@ impl Node {
         let mut queue = std::mem::take(&mut self.changes.queue);
         let mut rest = VecDeque::new();
         while let Some(q) = queue.pop_front() {
-            let late = self.tick > q.since + self.patience();
+            // What cannot be told yet is found out by whoever leads now.
+            let late = self.tick > q.since.max(self.led_since()) + self.patience();
             match self.judge(&q.change, q.since) {
                 Ok(Verdict::Wait(_)) if !late => rest.push_back(Queued { waits: true, ..q }),
+                Ok(Verdict::WaitOn(reason)) => {
+                    if !q.waits {
+                        slog::info!(self.logger, "a data directory waits to be let in";
+                            "reason" => %reason);
+                    }
+                    rest.push_back(Queued { waits: true, ..q });
+                }
                 Ok(Verdict::Append(plan)) => {
                     if q.reply.begin() && self.append(plan, &q.change, q.reply) {
                         break;
@@ -230,6 +244,7 @@ impl Node {
             && self.raw.raft.commit_to_current_term()
             && !self.raw.raft.has_pending_conf()
             && self.raw.raft.lead_transferee.is_none()
+            && !self.hands_over()
     }
 
     fn is_joint(&self) -> bool {
@@ -271,7 +286,7 @@ impl Node {
         match begun {
             Ok(()) => Some(Queued { handovers: q.handovers + 1, ..q }),
             Err(error) => {
-                q.reply.send(Err(error));
+                self.changes.answers.confirm(q.change, q.reply, Err(error));
                 None
             }
         }
@@ -363,7 +378,8 @@ impl Node {
                 }
             }
             m.conf_state = (&conf).into();
-            fold(m, change, entry.index);
+            let news = fold(m, change, entry.index);
+            self.note_admitted(news);
         }
         let ousted = self.is_leader() && !self.voters().contains(&self.raft_id);
         if ousted && !zoo::has(Bug::LeadWithoutVote) {
@@ -378,7 +394,8 @@ impl Node {
     pub(super) fn apply_address_change(&mut self, body: &Bytes, index: Index) -> bool {
         match (conf_change::decode_context(body), &mut self.membership) {
             (Ok(change), Some(m)) => {
-                fold(m, change, index);
+                let news = fold(m, change, index);
+                self.note_admitted(news);
                 true
             }
             (Err(reason), _) => {
@@ -388,6 +405,25 @@ impl Node {
             }
             (Ok(_), None) => false,
         }
+    }
+
+    /// Data directories that were not members before: they have had no time to be heard of.
+    fn note_admitted(&mut self, news: Vec<RaftId>) {
+        let tick = self.tick;
+        self.changes.admitted.extend(news.into_iter().map(|id| (id, tick)));
+        if let Some(m) = &self.membership {
+            self.changes.admitted.retain(|id, _| m.by_raft(*id).is_some());
+        }
+    }
+
+    /// Whether a data directory was let in lately and has not been heard of yet.
+    fn is_awaited(&self, id: RaftId) -> bool {
+        let admitted = self.changes.admitted.get(&id).copied();
+        let heard = self.heard_at(id);
+        admitted.is_some_and(|at| {
+            heard.is_none_or(|heard| heard < at)
+                && self.tick - at <= START_PATIENCE * self.limits.election_tick
+        })
     }
 
     /// The voters in force, joint ones included.
@@ -408,15 +444,22 @@ impl Node {
     }
 }
 
-/// Folds a change into the address book; members that raft does not count any more go.
-fn fold(m: &mut Membership, change: pb::MembershipChange, index: Index) {
+/// Folds a change into the address book; members that raft does not count any more go. Gives the
+/// raft ids whose data directory is a new one.
+fn fold(m: &mut Membership, change: pb::MembershipChange, index: Index) -> Vec<RaftId> {
     m.index = index;
     m.next_raft_id = m.next_raft_id.max(change.next_raft_id);
+    let mut news = Vec::new();
     for member in change.upsert.into_iter().filter_map(|p| Member::from_pb(p).ok()) {
+        let before = m.by_raft(member.raft_id).map(|old| old.incarnation);
+        if member.has_joined() && before != Some(member.incarnation) {
+            news.push(member.raft_id);
+        }
         m.members.retain(|old| old.raft_id != member.raft_id);
         m.members.push(member);
     }
     let conf = m.conf_state.clone();
     m.members.retain(|member| conf.contains(member.raft_id));
     m.members.sort_by_key(|member| (member.node_id, member.raft_id));
+    news
 }

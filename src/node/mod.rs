@@ -46,8 +46,10 @@ pub(crate) use start::Boot;
 /// The parts of the configuration that a node needs, in ticks and bytes.
 #[derive(Clone, Debug)]
 struct Limits {
+    heartbeat: std::time::Duration,
     heartbeat_tick: u64,
     election_tick: u64,
+    min_members: usize,
     max_size_per_msg: u64,
     max_apply_lag: u64,
     remove_dead_after: Option<u64>,
@@ -61,8 +63,10 @@ struct Limits {
 impl Limits {
     fn new(c: &Config) -> Self {
         Self {
+            heartbeat: c.heartbeat,
             heartbeat_tick: c.heartbeat_tick as u64,
             election_tick: c.election_tick as u64,
+            min_members: c.min_members,
             max_size_per_msg: c.max_size_per_msg,
             max_apply_lag: c.max_apply_lag,
             remove_dead_after: c.remove_dead_after.map(|after| c.ticks(after)),
@@ -154,6 +158,7 @@ impl Node {
             Event::SnapshotBuilt { meta } => self.snapshot_built(meta),
             Event::SnapshotFailed => self.snapshot_failed(),
             Event::SnapshotSent { to, how } => self.snapshot_sent(to, how),
+            Event::SnapshotProgress { to, percent } => self.snapshot_progress(to, percent),
             Event::Status { reply } => reply.send(Ok(self.status())),
             Event::Stop => self.on_stop(),
             // A stopping node drops what follows, which answers it.
@@ -167,6 +172,7 @@ impl Node {
                 self.changes.push(change, reply, self.tick);
             }
             Event::Transfer { to, reply } => self.on_transfer(to, reply),
+            Event::Resign { reply } => self.resign(reply),
             Event::Propose(_) | Event::Read(_) | Event::Change { .. } => {}
         }
         self.settle();
@@ -225,14 +231,18 @@ impl Node {
 
     /// R12: behind a stalled disk a follower must not campaign; a leader ticks on, so that
     /// check-quorum ends it. H6b: a sole voter must not campaign with unsynced entries. R11: nor
-    /// anybody while a snapshot is not durable yet.
+    /// anybody while a snapshot is not durable yet, or before the members are enough for a first
+    /// election.
     fn may_tick(&self) -> bool {
         let campaigns = matches!(self.role(), Role::PreCandidate | Role::Candidate);
         if zoo::has(Bug::CandidateWaits) && campaigns {
             return false;
         }
         let sole = self.raw.raft.prs().is_singleton() && self.pipeline.holds_writes();
-        let hold = self.stalled() || sole || self.pipeline.holds_install();
+        let hold = self.stalled()
+            || sole
+            || self.pipeline.holds_install()
+            || self.awaits_members().is_some();
         self.is_leader() || !hold || zoo::has(Bug::TickAlways)
     }
 

@@ -142,8 +142,10 @@ impl Node {
 
     /// Everything up to this batch is durable.
     pub(super) fn on_persisted(&mut self, number: u64) {
+        let told = self.leads_openly();
         let released = self.pipeline.persisted(number);
         self.release(released);
+        self.status_changed |= told != self.leads_openly();
     }
 
     /// What follows from durability; the engine is told before any message leaves.

@@ -4,8 +4,8 @@ use raft_rs::ProgressState;
 
 use super::Node;
 use super::effect::Effect;
-use crate::status::{MemberStatus, Replication, Role, Status};
-use crate::types::{MemberRole, NodeId, RaftId};
+use crate::status::{MemberStatus, Replication, Role, Status, VotingRole};
+use crate::types::{Member, MemberRole, Membership, NodeId, RaftId};
 use crate::zoo::{self, Bug};
 
 impl Node {
@@ -37,84 +37,84 @@ impl Node {
 
     /// Everything, right now.
     pub(crate) fn status(&self) -> Status {
-        let members = self.member_status();
-        let leader = self.leader();
-        Status {
+        let untold = self.is_leader() && !self.leads_openly();
+        let leader = self.leader().filter(|_| !untold);
+        let mut status = Status {
             id: self.identity.node_id,
             cluster_id: self.identity.cluster.map(|(c, _)| c.to_string()).unwrap_or_default(),
-            role: self.role(),
+            role: if untold { Role::Candidate } else { self.role() },
             leader_id: leader.as_ref().map_or(0, |l| l.id),
             leader_addr: leader.map(|l| l.addr).unwrap_or_default(),
+            leader_ms: self.ms(self.leader_ticks()),
             term: self.raw.raft.term,
             commit: self.raw.raft.raft_log.committed,
             applied: self.store_applied,
             last_index: self.last_index(),
             snapshot: self.snapshots.newest(),
-            health: self.health(&members),
-            members,
+            members: self.member_status(),
             refused_messages: self.refused_messages,
             dropped_tail: self.dropped_tail.clone(),
-        }
+            disk_stalled: self.stalled(),
+            awaits_members: self.awaits_members().unwrap_or(0),
+            waiting: String::new(),
+            health: String::new(),
+        };
+        status.reword();
+        status
     }
 
     fn member_status(&self) -> Vec<MemberStatus> {
         let Some(m) = &self.membership else { return Vec::new() };
-        let progress = |id: RaftId| {
-            self.is_leader().then(|| self.raw.raft.prs().get(id)).flatten().map(|p| {
-                let how = match p.state {
-                    ProgressState::Probe => Replication::Probe,
-                    ProgressState::Replicate => Replication::Replicate,
-                    ProgressState::Snapshot => Replication::Snapshot,
-                };
-                (p.matched, how)
-            })
-        };
-        m.members
-            .iter()
-            .map(|member| {
-                let progress = progress(member.raft_id);
-                MemberStatus {
-                    id: member.node_id,
-                    addr: member.addr.clone(),
-                    voter: m.role(member.raft_id) == Some(MemberRole::Voter),
-                    matched: progress.map(|p| p.0),
-                    replication: progress.map(|p| p.1),
-                    silent_ticks: self.silent_ticks(member.raft_id),
-                }
-            })
-            .collect()
+        m.members.iter().map(|member| self.about(m, member)).collect()
     }
 
-    fn health(&self, members: &[MemberStatus]) -> String {
-        if self.membership.is_none() {
-            return "waiting for the first snapshot from the cluster".to_owned();
-        }
-        if self.stalled() {
-            return "the disk has not finished a write for longer than a heartbeat".to_owned();
-        }
-        if self.raw.raft.leader_id == 0 {
-            return "no leader is known: a majority of the voters may be unreachable".to_owned();
-        }
-        if self.role() != Role::Leader {
-            return "healthy: follows a leader".to_owned();
-        }
-        let me = self.identity.node_id;
-        let quiet = |m: &&MemberStatus| {
-            m.id != me && m.silent_ticks.is_none_or(|t| t > self.limits.election_tick)
+    fn about(&self, m: &Membership, member: &Member) -> MemberStatus {
+        let id = member.raft_id;
+        let progress = self.is_leader().then(|| self.raw.raft.prs().get(id)).flatten();
+        let replication = progress.map(|p| match p.state {
+            ProgressState::Probe => Replication::Probe,
+            ProgressState::Replicate => Replication::Replicate,
+            ProgressState::Snapshot => Replication::Snapshot,
+        });
+        let sent = self.snapshots.percent(id);
+        let incarnation = match member.has_joined() {
+            true => member.incarnation.to_string(),
+            false => String::new(),
         };
-        let lost: Vec<NodeId> = members.iter().filter(quiet).map(|m| m.id).collect();
-        let voters = members.iter().filter(|m| m.voter).count();
-        let alive = members.iter().filter(|m| m.voter && !quiet(m)).count();
-        let spare = alive.saturating_sub(voters / 2 + 1);
-        if lost.is_empty() {
-            format!("healthy: every member is reachable; voters that may fail: {spare}")
-        } else {
-            format!("not heard from: {lost:?}; voters that may fail besides: {spare}")
+        MemberStatus {
+            id: member.node_id,
+            addr: member.addr.clone(),
+            incarnation,
+            role: voting_role(m, id),
+            voter: m.role(id) == Some(MemberRole::Voter),
+            matched: progress.map(|p| p.matched),
+            lag: progress.map(|p| self.last_index().saturating_sub(p.matched)),
+            replication,
+            snapshot_percent: sent.filter(|_| replication == Some(Replication::Snapshot)),
+            last_contact_ms: self.silent_ticks(id).map(|ticks| self.ms(ticks)),
+            reachable: self.is_reachable(id),
         }
+    }
+
+    /// So many ticks in milliseconds.
+    fn ms(&self, ticks: u64) -> u64 {
+        let micros = self.limits.heartbeat.as_micros().saturating_mul(u128::from(ticks));
+        u64::try_from(micros / 1000).unwrap_or(u64::MAX)
     }
 
     /// The node id of a raft id; 0: unknown.
     pub(super) fn node_of(&self, id: RaftId) -> NodeId {
         self.membership.as_ref().and_then(|m| m.by_raft(id)).map_or(0, |m| m.node_id)
+    }
+}
+
+fn voting_role(m: &Membership, id: RaftId) -> VotingRole {
+    let c = &m.conf_state;
+    match (c.voters.contains(&id), c.voters_outgoing.contains(&id)) {
+        (true, true) => VotingRole::Voter,
+        (true, false) if m.is_joint() => VotingRole::Incoming,
+        (true, false) => VotingRole::Voter,
+        (false, true) => VotingRole::Outgoing,
+        (false, false) => VotingRole::Learner,
     }
 }

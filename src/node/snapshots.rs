@@ -50,6 +50,8 @@ struct Sending {
     index: Index,
     /// `Snapshots::taken` when it left.
     taken: u64,
+    /// How much of it has left, once that is known.
+    percent: Option<u8>,
 }
 
 impl Snapshots {
@@ -58,6 +60,11 @@ impl Snapshots {
         self.taken += 1;
         self.newest = meta.position.index;
         self.newest_size = meta.size;
+    }
+
+    /// How much of the snapshot that is being sent to a peer has left.
+    pub(super) fn percent(&self, to: RaftId) -> Option<u8> {
+        self.transfers.get(&to)?.percent
     }
 
     pub(super) fn newest(&self) -> Index {
@@ -188,10 +195,18 @@ impl Node {
             // The transfer that runs already will report for both.
             return;
         }
-        self.snapshots.transfers.insert(to, Sending { index, taken: self.snapshots.taken });
+        let taken = self.snapshots.taken;
+        self.snapshots.transfers.insert(to, Sending { index, taken, percent: None });
         slog::info!(self.logger, "sending snapshot"; "peer" => to, "index" => index);
         message.snapshot = Some(Box::new(meta));
         self.out.push(Effect::SendSnapshot { to, message });
+    }
+
+    pub(super) fn snapshot_progress(&mut self, to: RaftId, percent: u8) {
+        if let Some(sending) = self.snapshots.transfers.get_mut(&to) {
+            sending.percent = Some(percent.min(100));
+            self.status_changed = true;
+        }
     }
 
     pub(super) fn snapshot_sent(&mut self, to: RaftId, how: Transferred) {

@@ -167,7 +167,7 @@ impl Node {
             self.take_ready();
         }
         let sole = self.raw.raft.prs().is_singleton() && self.raw.raft.promotable();
-        if sole {
+        if sole && self.awaits_members().is_none() {
             // Nobody else can lead; waiting for the timeout would only delay the start.
             if let Err(error) = self.raw.campaign() {
                 slog::warn!(self.logger, "cannot campaign yet"; "reason" => %error);

@@ -69,8 +69,10 @@ fn look_at_log(vfs: &dyn Vfs, report: &mut Report) {
             report.log = partial(salvaged);
         }
     }
-    match record.map(Membership::decode) {
+    // An empty record is an agreement that was taken back.
+    match record.filter(|r| !r.is_empty()).map(Membership::decode) {
         None => {}
+        Some(Ok(agreed)) if agreed.index == 0 => report.agreed = Some(agreed),
         Some(Ok(membership)) => report.membership = Some(membership),
         Some(Err(reason)) => report.damage.push(StorageError::Foreign {
             path: dir.clone(),

@@ -26,6 +26,8 @@ pub struct Report {
     pub identity: Option<Identity>,
     /// The newest membership that it holds.
     pub membership: Option<Membership>,
+    /// What it has agreed to found, and does not know to have been founded.
+    pub agreed: Option<Membership>,
     /// The log.
     pub log: LogReport,
     /// The snapshots that are whole, newest first.
@@ -97,6 +99,7 @@ impl Report {
             dir: dir.to_path_buf(),
             identity: None,
             membership: None,
+            agreed: None,
             log: LogReport::default(),
             snapshots: Vec::new(),
             moved: Vec::new(),
@@ -150,6 +153,15 @@ impl Report {
     }
 
     fn write_membership(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(m) = &self.agreed {
+            writeln!(
+                f,
+                "  it has agreed to found cluster {} with nodes {}, and does not know that it was \
+                 founded: start it, and it finds out",
+                m.cluster_id,
+                listed(m.members.iter().map(|m| m.node_id))
+            )?;
+        }
         let Some(m) = &self.membership else { return writeln!(f, "  no membership yet") };
         writeln!(f, "  members as of index {}:", m.index)?;
         let own = self.place().map(|(_, raft_id)| raft_id);

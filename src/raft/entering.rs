@@ -116,6 +116,9 @@ async fn lead(
     if let Some((addr, cluster)) = look.cluster {
         return Err(Error::ClusterExists { addr, cluster });
     }
+    if shared.config.min_members > 1 {
+        return Err(founding::too_few(1, shared.config.min_members));
+    }
     warn_of_unseen(shared, &look);
     let founding = match interrupted {
         Some(record) => record,

@@ -59,8 +59,8 @@ struct Local {
 /// What a node remembers of its way to one peer.
 #[derive(Default)]
 struct Link {
-    /// The peer's run that has admitted us.
-    admitted: Option<u64>,
+    /// The peer's run that has admitted us, and how often it had changed its peers then.
+    admitted: Option<(u64, u64)>,
     down: bool,
     refusal: Option<Refusal>,
     flight: Option<Flight>,
@@ -107,7 +107,8 @@ impl MemoryTransport {
         let (peer, hello) = self.peer(to).ok_or(Word::Down)?;
         let served = self.network.route(&self.addr, &peer.addr).ok_or(Word::Down)?;
         let known = lock(&self.local).links.entry(to).or_default().admitted;
-        if known != Some(served.run) {
+        let now = Some((served.run, served.judged));
+        if known != now {
             // The answer of a hello must find its way back.
             self.network.route(&peer.addr, &self.addr).ok_or(Word::Down)?;
             let welcome = served.handler.admit(&hello).map_err(Word::Refused)?;
@@ -115,7 +116,7 @@ impl MemoryTransport {
         }
         let mut local = lock(&self.local);
         let link = local.links.entry(to).or_default();
-        (link.admitted, link.down, link.refusal) = (Some(served.run), false, None);
+        (link.admitted, link.down, link.refusal) = (now, false, None);
         Ok((peer, served, hello.from))
     }
 
@@ -195,7 +196,7 @@ impl Transport for MemoryTransport {
             ));
         }
         hub.runs += 1;
-        let served = Served { handler, run: hub.runs, cuts: 0 };
+        let served = Served { handler, run: hub.runs, cuts: 0, judged: 0 };
         hub.served.insert(self.addr.clone(), served.clone());
         drop(hub);
         lock(&self.local).handler = Some(served);
@@ -214,6 +215,14 @@ impl Transport for MemoryTransport {
             after.is_some() && before == after
         });
         *old = Some(peers);
+        let run = local.handler.as_ref().map(|served| served.run);
+        drop(local);
+        // Who was admitted says hello again with the next message.
+        if let Some(served) = self.network.hub().served.get_mut(&self.addr)
+            && Some(served.run) == run
+        {
+            served.judged += 1;
+        }
     }
 
     fn send(&self, messages: Vec<Message>) {

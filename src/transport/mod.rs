@@ -171,7 +171,9 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     fn start(&self, handler: Arc<dyn Handler>) -> std::io::Result<()>;
 
     /// Replaces the peers. Connections to those that are gone, or have another address or raft id
-    /// now, are closed.
+    /// now, are closed. Whoever was admitted before is judged again by [`Handler::admit`], at the
+    /// latest when it sends the next message: a member that was removed learns it from the refusal,
+    /// and from nothing else if the last it heard was older than its removal.
     fn set_peers(&self, peers: Peers);
 
     /// Queues messages, each for the peer of its `to`. Never blocks; what does not fit or has no

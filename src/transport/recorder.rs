@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::future::pending;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -35,7 +35,7 @@ pub(crate) struct Recorder {
     pub(crate) raft_id: RaftId,
     pub(crate) cluster: ClusterId,
     pub(crate) incarnation: Incarnation,
-    pub(crate) removed: BTreeSet<RaftId>,
+    removed: Arc<Mutex<BTreeSet<RaftId>>>,
     /// Requests are never answered.
     pub(crate) hung: bool,
     /// Snapshots are turned away.
@@ -60,7 +60,7 @@ pub(crate) fn recorder(raft_id: RaftId) -> (Recorder, UnboundedReceiver<Told>) {
         raft_id,
         cluster: CLUSTER,
         incarnation: incarnation(raft_id),
-        removed: BTreeSet::new(),
+        removed: Arc::default(),
         hung: false,
         busy: false,
         told,
@@ -134,6 +134,10 @@ pub(crate) fn snapshot(from: RaftId, to: RaftId, size: u64) -> Message {
     Message { inner, snapshot: Some(Box::new(meta)) }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The next news of the kind that `pick` takes; others are dropped.
 pub(crate) async fn until<T>(
     events: &mut UnboundedReceiver<Told>,
@@ -165,6 +169,11 @@ impl Recorder {
         let _ = self.told.send(told);
     }
 
+    /// From now on this one is no member any more.
+    pub(crate) fn remove(&self, raft_id: RaftId) {
+        lock(&self.removed).insert(raft_id);
+    }
+
     pub(crate) fn arc(self) -> Arc<dyn Handler> {
         Arc::new(self)
     }
@@ -184,7 +193,7 @@ impl Handler for Recorder {
         if hello.to != self.raft_id || hello.to_incarnation[..] != self.incarnation.to_bytes() {
             return Err(Refusal::Receiver("another data directory".to_owned()));
         }
-        if self.removed.contains(&hello.from) {
+        if lock(&self.removed).contains(&hello.from) {
             return Err(Refusal::Removed(hello.from_node));
         }
         if hello.from_incarnation[..] != incarnation(hello.from).to_bytes() {

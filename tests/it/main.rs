@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod basics;
+mod election;
 mod ends;
 mod founding;
 mod grpc;
@@ -10,4 +11,5 @@ mod membership;
 mod offline;
 mod parts;
 mod restart;
+mod status;
 mod support;

@@ -58,6 +58,22 @@ async fn a_removed_node_ends_and_says_so() {
     assert!(matches!(error, Error::Removed { node } if node == removed), "{error}");
 }
 
+/// Nothing of its removal reaches it, and it has led: its way to the others is open since before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_node_that_did_not_hear_of_it_is_told_when_it_speaks() {
+    let mut cluster = cluster(3).await;
+    let removed = cluster.leader().await.unwrap();
+    let leader = (1..=3).find(|id| *id != removed).unwrap();
+    cluster.mailbox(removed).unwrap().transfer_leadership(leader).await.unwrap();
+    let led = cluster.mailbox(leader).unwrap();
+    led.wait_for(|s| s.role == Role::Leader).await.unwrap();
+    cluster.network().cut_one_way(&addr(leader), &addr(removed));
+    led.remove(removed).await.unwrap();
+    cluster.heal();
+    let error = cluster.ended(removed).await.unwrap_err();
+    assert!(matches!(error, Error::Removed { node } if node == removed), "{error}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn leadership_goes_where_it_is_sent() {
     let cluster = cluster(3).await;
@@ -253,7 +269,7 @@ async fn a_second_node_under_the_id_of_a_healthy_one_is_refused() {
     )
     .unwrap();
     let said = refusal(raft.join(2, place, Some(1), addr(1)).await);
-    assert!(said.contains("its present data directory has just been heard of"), "{said}");
+    assert!(said.contains("its present data directory has just been let in or heard of"), "{said}");
     assert!(said.contains("If the id is a mistake, choose another"), "{said}");
     cluster.mailbox(2).unwrap().propose("still here").await.unwrap();
     cluster.stop(2).await.unwrap();

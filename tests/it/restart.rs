@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use raftline::{Config, Error, Raft};
+use raftline::{Config, Error, Raft, Role};
 use tokio::time::timeout;
 
 use crate::grpc::{Node, three};
@@ -167,16 +167,21 @@ async fn a_node_with_data_warns_when_it_is_sent_to_another_cluster() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wiped_node_under_a_known_id_is_refused_with_the_remedy() {
+async fn a_node_that_lost_its_directory_is_let_in_again_and_votes() {
     let root = tempfile::tempdir().unwrap();
     let mut nodes = three(root.path()).await;
-    let wiped = nodes.pop().unwrap();
-    let dir = wiped.dir.clone();
-    let (id, addr) = wiped.crash().await;
+    nodes[0].mailbox.propose("kept").await.unwrap();
+    let lost = nodes.pop().unwrap();
+    let dir = lost.dir.clone();
+    let (id, addr) = lost.crash().await;
     std::fs::remove_dir_all(&dir).unwrap();
     let peers: Vec<String> = nodes.iter().map(|n| n.addr.clone()).collect();
     let again = Node::start(id, &addr, root.path(), peers).await;
-    let error = again.task.await.unwrap().unwrap_err();
-    assert!(matches!(&error, Error::Membership(_)), "{error}");
-    assert!(error.to_string().contains("remove"), "{error}");
+    again.mailbox.wait_for(|s| matches!(s.role, Role::Follower | Role::Leader)).await.unwrap();
+    assert_eq!(number(&again.mailbox.query(Vec::new()).await.unwrap()), 1);
+    nodes.push(again);
+    for node in nodes {
+        node.mailbox.shutdown().await.unwrap();
+        node.task.await.unwrap().unwrap();
+    }
 }

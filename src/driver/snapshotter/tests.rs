@@ -98,6 +98,7 @@ struct Rig {
     inbox: Arc<Inbox>,
     disk: FakeDisk,
     sent: VecDeque<(RaftId, Transferred)>,
+    progress: Vec<(RaftId, u8)>,
 }
 
 impl Rig {
@@ -117,7 +118,8 @@ impl Rig {
         let snapshotter =
             Snapshotter::new(snapshots.clone(), inbox.clone(), transport.clone(), logger);
         let snapshotter = Arc::new(snapshotter);
-        Self { snapshotter, transport, snapshots, inbox, disk, sent: VecDeque::new() }
+        let (sent, progress) = (VecDeque::new(), Vec::new());
+        Self { snapshotter, transport, snapshots, inbox, disk, sent, progress }
     }
 
     fn write(&self, index: Index, body: &[u8]) -> SnapshotMeta {
@@ -134,11 +136,14 @@ impl Rig {
 
     /// The next `SnapshotSent`.
     async fn outcome(&mut self) -> (RaftId, Transferred) {
-        if self.sent.is_empty() {
+        while self.sent.is_empty() {
             let told = || Some(self.take().completions).filter(|c| !c.is_empty());
             for event in wait_for("the outcome of a transfer", told).await {
-                let Event::SnapshotSent { to, how } = event else { panic!("{event:?}") };
-                self.sent.push_back((to, how));
+                match event {
+                    Event::SnapshotProgress { to, percent } => self.progress.push((to, percent)),
+                    Event::SnapshotSent { to, how } => self.sent.push_back((to, how)),
+                    _ => panic!("{event:?}"),
+                }
             }
         }
         self.sent.pop_front().unwrap()
@@ -205,6 +210,7 @@ async fn a_snapshot_arrives_whole_in_bounded_chunks() {
     assert_eq!(sent.snapshot.as_deref(), Some(&meta));
     assert_eq!(found.unwrap(), state);
     assert_eq!(*lock(&rig.transport.chunks), [CHUNK, CHUNK, 600_000 - 2 * CHUNK]);
+    assert_eq!(rig.progress, [(3, 43), (3, 87), (3, 100)]);
 }
 
 /// The file is what counts: another one of the same position announces itself rightly.

@@ -35,6 +35,8 @@ pub(super) enum Verdict {
     HandOver(Vec<RaftId>),
     /// It cannot be told yet; the refusal, if it never can.
     Wait(Error),
+    /// Not now, for as long as it is asked for; the reason, for the log.
+    WaitOn(Error),
 }
 
 /// What to append.
@@ -139,14 +141,15 @@ impl Node {
                 Ok(record(known, Member { addr: addr.clone(), ..known.clone() }))
             }
             Change::AddLearner { node_id, addr } => self.judge_add(m, *node_id, addr, true),
-            Change::AddVoter { node_id, addr } => self.judge_add(m, *node_id, addr, false),
+            Change::AddVoter { node_id, addr, added } => {
+                self.still_added(m, *node_id, *added)?;
+                self.judge_add(m, *node_id, addr, false)
+            }
             Change::Promote { node_id } => self.judge_promote(m, *node_id),
             Change::Demote { node_id } => self.judge_demote(m, *node_id),
-            Change::Remove { node_id } => {
-                let Some(known) = m.by_node(*node_id) else { return Ok(DONE) };
-                let mut target = Target::of(m);
-                target.remove(known.raft_id);
-                self.judge_target(m, target)
+            Change::Remove { node_id } => self.judge_remove(m, m.by_node(*node_id)),
+            Change::Leave { node_id, incarnation } => {
+                self.judge_remove(m, m.by_incarnation(*node_id, *incarnation))
             }
             Change::Replace { old, new } => self.judge_replace(m, *old, *new),
             Change::Set { voters, learners } => self.judge_set(m, voters, learners),
@@ -176,7 +179,7 @@ impl Node {
         }
         let alive = Error::Membership(format!(
             "node {} is a member already, at {}, and its present data directory has just been \
-             heard of. If the id is a mistake, choose another. If that machine is to go on with \
+             let in or heard of. If the id is a mistake, choose another. If that machine is to go on with \
              an empty directory, stop its old process first: it is replaced once it has been \
              silent for an election timeout",
             known.node_id, known.addr
@@ -187,7 +190,7 @@ impl Node {
         if known.raft_id == self.raft_id || after {
             return Err(alive);
         }
-        if self.tick - sign <= self.limits.election_tick {
+        if self.tick - sign <= self.limits.election_tick || self.is_awaited(known.raft_id) {
             return Ok(Verdict::Wait(alive));
         }
         let learner_only = known.learner_only || joiner.learner_only;
@@ -199,7 +202,29 @@ impl Node {
         let mut target = Target::of(m);
         target.remove(known.raft_id);
         target.admit(anew);
+        // Without the old one there may be no majority: it waits for the others to be back.
+        match self.lost_quorum(&target.voters) {
+            Some(reason) if !target.voters.is_empty() => Ok(Verdict::WaitOn(reason)),
+            _ => self.judge_target(m, target),
+        }
+    }
+
+    fn judge_remove(&self, m: &Membership, known: Option<&Member>) -> Result<Verdict, Error> {
+        let Some(known) = known else { return Ok(DONE) };
+        let mut target = Target::of(m);
+        target.remove(known.raft_id);
         self.judge_target(m, target)
+    }
+
+    /// Whether nobody took back meanwhile what was `added` when this was asked for before.
+    fn still_added(&self, m: &Membership, node_id: NodeId, added: bool) -> Result<(), Error> {
+        let what = match m.by_node(node_id) {
+            _ if !added => return Ok(()),
+            Some(known) if !known.learner_only => return Ok(()),
+            Some(_) => "is to stay a learner: it was demoted",
+            None => "is no member any more: it was removed",
+        };
+        Err(Error::Membership(format!("node {node_id} {what} meanwhile; ask again to add it")))
     }
 
     /// A member is to be there, as a learner for good or until it has caught up.
@@ -288,8 +313,15 @@ impl Node {
         let new = member(m, new)?;
         let votes = m.role(new.raft_id) == Some(MemberRole::Voter);
         let Some(old) = m.by_node(old) else {
-            // Done before, as far as can be told.
-            return if votes { Ok(DONE) } else { self.judge_promote(m, new.node_id) };
+            // Done before, as far as can be told; nobody gets a vote that way.
+            return if votes {
+                Ok(DONE)
+            } else {
+                refuse(format!(
+                    "node {old} is no member, and node {} does not vote; promote makes it a voter",
+                    new.node_id
+                ))
+            };
         };
         let mut target = Target::of(m);
         target.remove(old.raft_id);

@@ -65,6 +65,12 @@ impl Cluster {
         self.tell(id, Event::Transfer { to, reply });
     }
 
+    pub(super) fn resign(&mut self, id: NodeId, name: String) {
+        let (reply, waiter) = reply(None);
+        self.call(name, waiter, |()| Answer::Done);
+        self.tell(id, Event::Resign { reply });
+    }
+
     fn call<T: 'static>(
         &mut self,
         name: String,

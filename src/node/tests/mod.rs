@@ -20,6 +20,7 @@ mod cluster;
 mod disk;
 mod script;
 mod text;
+mod told;
 mod walk;
 
 use crate::node::event::Event;
@@ -70,7 +71,10 @@ scripts! {
     h7_silenced_snapshot
     h8_restart
     h9_hostile_messages
+    health
     linger
+    min_members
+    fencing
     r10_compaction
     r10_superseded_snapshot
     r11_snapshot_install
@@ -84,11 +88,13 @@ scripts! {
     r17_disjoint
     r17_joint
     r17_joint_leader_fails
+    r17_identity
     r17_leader_leaves
     r17_membership
     r17_new_leader_waits
     r17_promotion_waits
     r17_readmission
+    r17_readmission_waits
     r17_refusals
     r17_replace
     r17_snapshot_while_membership_changes
@@ -99,6 +105,7 @@ scripts! {
     r4_commit_alone_is_no_write
     r7_conf_entries_are_not_applied_twice
     r7_membership_record_first
+    resign
     restart_many
     stopping
     transfer

@@ -103,9 +103,9 @@ impl Script {
             | "lose-log" | "stop" => {
                 self.clock(&words);
             }
-            "propose" | "queue" | "read" | "join" | "remove" | "update" | "transfer"
+            "propose" | "queue" | "read" | "join" | "remove" | "update" | "transfer" | "resign"
             | "give-up" | "add-learner" | "add-voter" | "promote" | "demote" | "replace"
-            | "set" | "describe" => {
+            | "set" | "describe" | "leave" => {
                 self.request(command, &words);
             }
             "wipe" => self.cluster.wipe(number(&words, 1)),
@@ -134,6 +134,7 @@ impl Script {
                 "max_apply_lag" => c.max_apply_lag = value,
                 "max_size_per_msg" => c.max_size_per_msg = value,
                 "max_committed" => c.max_committed_size_per_ready = value,
+                "min_members" => c.min_members = value as usize,
                 "max_inflight_msgs" => c.max_inflight_msgs = value as usize,
                 _ => panic!("no setting {key}"),
             }
@@ -204,6 +205,7 @@ impl Script {
             "propose" => {
                 words[2..].iter().for_each(|c| self.cluster.propose(number(words, 1), c));
             }
+            "resign" => self.cluster.resign(number(words, 1), command.to_owned()),
             "transfer" => {
                 let to = words[2].parse().ok();
                 self.cluster.transfer(number(words, 1), to, command.to_owned());
@@ -224,7 +226,11 @@ impl Script {
                         Change::Join { node_id: id, incarnation, addr, voter }
                     }
                     "add-learner" => Change::AddLearner { node_id: id, addr },
-                    "add-voter" => Change::AddVoter { node_id: id, addr },
+                    "add-voter" => {
+                        let added = words.contains(&"added");
+                        Change::AddVoter { node_id: id, addr, added }
+                    }
+                    "leave" => Change::Leave { node_id: id, incarnation },
                     "promote" => Change::Promote { node_id: id },
                     "demote" => Change::Demote { node_id: id },
                     "replace" => Change::Replace { old: id, new: number(words, 3) },

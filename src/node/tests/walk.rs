@@ -172,7 +172,7 @@ impl Walk {
         let (node_id, old, new) = (1 + self.below(MAX_MACHINES), self.any(), self.any());
         match self.below(7) {
             0 => Change::AddLearner { node_id, addr: addr(node_id) },
-            1 => Change::AddVoter { node_id, addr: addr(node_id) },
+            1 => Change::AddVoter { node_id, addr: addr(node_id), added: false },
             2 => Change::Promote { node_id },
             3 => Change::Demote { node_id },
             4 => Change::Replace { old, new },

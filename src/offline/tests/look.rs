@@ -36,6 +36,27 @@ fn a_report_tells_who_whom_and_what() {
 }
 
 #[test]
+fn what_was_agreed_to_and_never_founded_is_no_membership() {
+    let disk = FaultyVfs::new();
+    let mut wal = open(&disk, 1);
+    wal.identify(&Identity { cluster: None, ..identity(1) }).unwrap();
+    let agreed = membership(&[1, 2, 3], 0);
+    for record in [agreed.encode(), Bytes::new()] {
+        let batch = LogBatch { membership: Some(record.clone()), ..LogBatch::default() };
+        wal.append(&[batch]).unwrap();
+        drop(wal);
+        let report = look(&disk, 1);
+        assert_eq!((&report.membership, report.damage.len()), (&None, 0));
+        assert_eq!(report.agreed, Some(agreed.clone()).filter(|_| !record.is_empty()));
+        let said = report.to_string();
+        assert_eq!(said.contains("with nodes 1, 2 and 3, and does not know"), !record.is_empty());
+        let refused = recover_alone(&disk, 1).unwrap_err().to_string();
+        assert!(refused.contains("nothing to recover"), "{refused}");
+        wal = open(&disk, 1);
+    }
+}
+
+#[test]
 fn a_look_changes_nothing_and_a_torn_end_stays() {
     let disk = FaultyVfs::new();
     make(&disk, 1, &membership(&[1, 2, 3], 4), at(15, 2));

@@ -237,7 +237,7 @@ impl World {
             self.ask_anybody(Change::AddLearner { node_id: id, addr }, false);
             self.start_added(id);
         } else {
-            self.wish(Change::AddVoter { node_id: id, addr });
+            self.wish(Change::AddVoter { node_id: id, addr, added: false });
             self.start_added(id);
         }
     }

@@ -170,7 +170,9 @@ impl World {
             Change::Promote { node_id } | Change::AddVoter { node_id, .. } => {
                 ledger.asks_to_promote(*node_id);
             }
-            Change::Remove { node_id } => ledger.asks_to_remove(*node_id),
+            Change::Remove { node_id } | Change::Leave { node_id, .. } => {
+                ledger.asks_to_remove(*node_id);
+            }
             Change::Replace { old, new } => {
                 ledger.asks_to_remove(*old);
                 ledger.asks_to_promote(*new);
@@ -252,6 +254,7 @@ impl World {
             Change::Join { .. }
             | Change::Update { .. }
             | Change::Promote { .. }
+            | Change::Leave { .. }
             | Change::Describe { .. } => {}
         }
     }

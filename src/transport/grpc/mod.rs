@@ -310,6 +310,7 @@ impl Transport for GrpcTransport {
         if let Some(handler) = handler {
             anew.into_iter().for_each(|peer| handler.unreachable(peer));
         }
+        self.service.judge_again();
     }
 
     fn send(&self, messages: Vec<Message>) {

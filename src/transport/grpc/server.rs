@@ -3,6 +3,8 @@
 //! Invariants:
 //! - nothing of a peer reaches the handler before its hello was admitted;
 //! - a message whose `from` or `to` is not that of the stream's hello ends the stream;
+//! - when the peers change, the hello of every open stream is judged again: one that was removed
+//!   meanwhile hears so at once, also if it has nothing to say;
 //! - a stream costs no task of its own: its answers are pulled by the connection, and pulling
 //!   reads the messages;
 //! - the first message of a stream is waited for no longer than the handshake timeout;
@@ -18,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
-use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -55,6 +57,8 @@ struct Shared {
     snapshots: Semaphore,
     /// The newest stream of each peer and lane, and how to end it.
     newest: Mutex<HashMap<(RaftId, u32), Arc<Notify>>>,
+    /// Changes whenever open streams are to be judged again.
+    judged: watch::Sender<()>,
 }
 
 impl Shared {
@@ -80,6 +84,7 @@ impl RaftService {
                 calls: Semaphore::new(MAX_CALLS),
                 snapshots: Semaphore::new(MAX_SNAPSHOTS),
                 newest: Mutex::default(),
+                judged: watch::Sender::default(),
             }),
         }
     }
@@ -87,6 +92,11 @@ impl RaftService {
     /// Serves this handler from now on, or nobody.
     pub(super) fn set_handler(&self, handler: Option<Arc<dyn Handler>>) {
         *self.shared.handler.write().unwrap_or_else(PoisonError::into_inner) = handler;
+    }
+
+    /// Lets the handler judge again who may keep a stream.
+    pub(super) fn judge_again(&self) {
+        self.shared.judged.send_replace(());
     }
 
     fn handler(&self) -> Result<Arc<dyn Handler>, Status> {
@@ -123,6 +133,8 @@ impl pb::raft_server::Raft for RaftService {
         let activity = request.extensions().get::<Activity>().cloned();
         let mut batches = request.into_inner();
         let first = self.first(&mut batches).await?;
+        // NB: before it is judged, so that no change of the peers is missed.
+        let judged = self.shared.judged.subscribe();
         let (handler, ours) = self.admit(first.hello.as_ref())?;
         let hello = first.hello.unwrap_or_default();
         let replaced = Arc::new(Notify::new());
@@ -131,8 +143,8 @@ impl pb::raft_server::Raft for RaftService {
             old.notify_one();
         }
         let lane = Lane {
-            from: hello.from,
-            to: hello.to,
+            hello,
+            judged,
             number: first.lane,
             batches,
             handler,
@@ -185,6 +197,8 @@ impl pb::raft_server::Raft for RaftService {
         let _permit = permit(&self.shared.calls, "too many requests")?;
         let handler = self.handler()?;
         tokio::select! {
+            biased;
+            // An answer that is there gets out, although the node ends.
             answer = handler.call(request.into_inner()) => Ok(Response::new(answer)),
             () = self.shared.closing.clone().closed() => Err(closed()),
         }
@@ -193,8 +207,8 @@ impl pb::raft_server::Raft for RaftService {
 
 /// An admitted stream.
 struct Lane {
-    from: RaftId,
-    to: RaftId,
+    hello: pb::Hello,
+    judged: watch::Receiver<()>,
     number: u32,
     batches: Streaming<pb::Batch>,
     handler: Arc<dyn Handler>,
@@ -218,6 +232,12 @@ impl Lane {
                     let status = Status::aborted("a newer stream took over");
                     return (status, self.activity.take().map(HangUp));
                 }
+                Ok(()) = self.judged.changed() => {
+                    match self.handler.admit(&self.hello) {
+                        Ok(_) => continue,
+                        Err(refusal) => return (refuse(refusal), None),
+                    }
+                }
                 batch = self.batches.message() => batch,
             };
             let result = match batch {
@@ -238,12 +258,12 @@ impl Lane {
         }
         let messages = wire
             .into_iter()
-            .map(|m| receive(m, self.from, self.to))
+            .map(|m| receive(m, self.hello.from, self.hello.to))
             .collect::<Result<Vec<_>, Status>>()?;
         if messages.iter().any(|m| m.snapshot.is_some()) {
             return Err(malformed("a snapshot without its body"));
         }
-        self.handler.messages(self.from, messages);
+        self.handler.messages(self.hello.from, messages);
         Ok(())
     }
 }
@@ -251,7 +271,7 @@ impl Lane {
 impl Drop for Lane {
     fn drop(&mut self) {
         let mut newest = self.shared.newest();
-        let key = (self.from, self.number);
+        let key = (self.hello.from, self.number);
         if newest.get(&key).is_some_and(|n| Arc::ptr_eq(n, &self.replaced)) {
             newest.remove(&key);
         }

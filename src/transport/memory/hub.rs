@@ -52,6 +52,8 @@ pub(super) struct Served {
     pub(super) run: u64,
     /// How often the way to it was cut.
     pub(super) cuts: u64,
+    /// How often it has changed its peers.
+    pub(super) judged: u64,
 }
 
 impl Served {

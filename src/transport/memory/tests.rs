@@ -83,6 +83,21 @@ fn a_cut_is_told_once_and_healing_says_hello_again() {
 }
 
 #[test]
+fn one_that_was_removed_since_it_was_admitted_is_told_so() {
+    let network = MemoryNetwork::new(1);
+    let mut handler = None;
+    let mut one = node(&network, 1, |_| {});
+    let mut two = node(&network, 2, |r| handler = Some(r.clone()));
+    one.transport.send(appends(1..=1));
+    assert_eq!(two.indexes(), [1]);
+    handler.unwrap().remove(1);
+    two.transport.set_peers(peers(2, &[]));
+    one.transport.send(appends(2..=2));
+    assert_eq!(one.told()[0], Told::Refused(2, Refusal::Removed(10)));
+    assert!(two.indexes().is_empty());
+}
+
+#[test]
 fn a_one_way_cut_lets_the_other_way_through() {
     let (network, mut one, mut two) = pair(1);
     one.transport.send(appends(1..=1));
@@ -102,7 +117,7 @@ fn a_one_way_cut_lets_the_other_way_through() {
 fn refusals_are_told_once_each_and_nothing_is_delivered() {
     let network = MemoryNetwork::new(1);
     let mut one = node(&network, 1, |_| {});
-    let mut two = node(&network, 2, |r| r.removed.extend([1]));
+    let mut two = node(&network, 2, |r| r.remove(1));
     let mut three = node(&network, 3, |r| r.incarnation = crate::types::Incarnation::from_u128(1));
     one.transport.send(vec![append(1, 2, 1, 1), append(1, 3, 1, 1)]);
     one.transport.send(vec![append(1, 2, 2, 1)]);

@@ -140,7 +140,7 @@ fn change(w: &mut World, input: &mut Input<'_>) {
         2 => Change::Remove { node_id },
         3 => Change::Update { node_id, incarnation, addr },
         5 => Change::AddLearner { node_id, addr },
-        6 => Change::AddVoter { node_id, addr },
+        6 => Change::AddVoter { node_id, addr, added: false },
         7 => Change::Promote { node_id },
         8 => Change::Demote { node_id },
         9 => Change::Replace { old: node_id, new: other },

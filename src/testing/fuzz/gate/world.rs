@@ -124,7 +124,10 @@ impl World {
             self.store_applied = 0;
         }
         // What is committed is known again up to here; peers that lie may replace what is above.
-        let known = self.durable.hard_state.commit.max(self.store_applied);
+        // What the Store holds does not count while the record says that it restores again.
+        let installing = self.durable.snapshot.is_some_and(|s| s.installing);
+        let held = if installing { 0 } else { self.store_applied };
+        let known = self.durable.hard_state.commit.max(held);
         self.given.retain(|index, _| *index <= known);
         self.seen.crashes += 1;
         self.start();

@@ -279,7 +279,7 @@ async fn the_receiver_gives_a_stalled_snapshot_up() {
 async fn a_snapshot_is_refused_by_its_receiver() {
     let one = node(1);
     let two = node_with(2, GrpcOptions::default(), |r| r.busy = true);
-    let three = node_with(3, GrpcOptions::default(), |r| r.removed.extend([1]));
+    let three = node_with(3, GrpcOptions::default(), |r| r.remove(1));
     one.knows(1, &[&two, &three]);
     let (_, body) = body_of(12 << 20);
     let result = one.transport.send_snapshot(snapshot(1, 2, 12 << 20), body).await;

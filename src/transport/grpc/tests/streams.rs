@@ -159,7 +159,7 @@ async fn refusals_arrive_typed() {
             Box::new(|r| r.incarnation = Incarnation::from_u128(5)),
             Refusal::Receiver("another data directory".to_owned()),
         ),
-        (Box::new(|r| r.removed.extend([1])), Refusal::Removed(10)),
+        (Box::new(|r| r.remove(1)), Refusal::Removed(10)),
     ];
     for (adjust, expected) in cases {
         let mut two = node_with(2, GrpcOptions::default(), adjust);
@@ -171,6 +171,23 @@ async fn refusals_arrive_typed() {
         one.transport.close().await;
         assert!(two.events.try_recv().is_err(), "nothing reached the node that refused");
     }
+}
+
+/// The last that it heard may be older than its removal, and its streams have stood since before.
+#[tokio::test]
+async fn one_that_is_removed_while_it_is_connected_is_told_so_and_need_not_speak() {
+    let mut handler = None;
+    let mut two = node_with(2, GrpcOptions::default(), |r| handler = Some(r.clone()));
+    let mut one = node(1);
+    one.knows(1, &[&two]);
+    one.transport.send(vec![append(1, 2, 1, 1)]);
+    assert_eq!(arrived(&mut two.events, 1).await, [1]);
+    two.transport.set_peers(peers(2, &[(1, &one.addr)]));
+    one.transport.send(vec![append(1, 2, 2, 1)]);
+    assert_eq!(arrived(&mut two.events, 1).await, [2], "a member keeps its streams");
+    handler.unwrap().remove(1);
+    two.transport.set_peers(peers(2, &[]));
+    assert_eq!(until(&mut one.events, refused).await, (2, Refusal::Removed(10)));
 }
 
 /// Admits everybody, as somebody else.
