@@ -102,6 +102,9 @@ pub struct MemberStatus {
     /// on a follower known of the leader only; without a leader, whether it answered in the last
     /// three election timeouts. None: this node cannot tell.
     pub reachable: Option<bool>,
+    /// Whether it acknowledges what it is sent; on a leader that has led for an election timeout
+    /// only. One whose disk or Store hangs can be reached and does not.
+    pub acknowledges: Option<bool>,
 }
 
 /// A snapshot of a node's state; `Mailbox::status` and `Mailbox::watch` give it.

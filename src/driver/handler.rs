@@ -81,6 +81,10 @@ impl PeerHandler {
                  empty directory"
             )));
         }
+        // Where it said that it is stays true when the same start says nothing.
+        if boot == *highest && addr.is_empty() && !at.is_empty() {
+            return Ok(());
+        }
         (*highest, *at) = (boot, addr.clone());
         self.note_address(view, hello);
         Ok(())

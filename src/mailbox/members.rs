@@ -6,8 +6,10 @@
 //!   the quorum, a vote for a node that has not caught up, the last voter's removal.
 //! - A call answers when its change is in force: committed, applied, on the leader's disk, and known
 //!   to a majority of the voters where that can be told within an election timeout.
-//! - Asking again after an unknown outcome is harmless: what holds already is answered with Ok. A call
-//!   does so by itself, until its deadline.
+//! - Asking again after an unknown outcome is harmless where nobody else changes the same members:
+//!   what holds already is answered with Ok. A call never does that by itself, it could take back
+//!   what another one was granted meanwhile: it looks whether what it asked for is in force, until
+//!   its deadline.
 //! - A change of several members goes through joint consensus (Raft thesis, section 4.3): it happens
 //!   at once, or not at all. When the leader fails in the middle, the next one completes it.
 
@@ -17,11 +19,11 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
 use super::Mailbox;
-use crate::driver::shared::SMALL;
+use crate::driver::shared::{Phase, SMALL};
 use crate::driver::{changes, leave};
 use crate::error::{Error, Result};
 use crate::node::event::{Change, Changed, Event};
-use crate::types::{Member, NodeId, Progress};
+use crate::types::{Member, MemberRole, Membership, NodeId, Progress};
 
 impl Mailbox {
     /// The members, at least as new as every change acknowledged before the call. While one data
@@ -155,25 +157,31 @@ impl Mailbox {
         leave::leave(&self.shared, self.timeout).await
     }
 
-    /// A change that is done or refused. When the answer is lost, as that of a leader which ends
-    /// because the change removes it, it is asked for again.
+    /// A change that is done or refused.
     async fn make(&self, change: Change) -> Result<()> {
         changes::check(&change)?;
         let deadline = Instant::now() + self.timeout;
-        let mut lost = None;
-        loop {
+        match self.ask_change(change.clone(), self.timeout).await {
+            Err(e) if e.outcome_unknown() => self.look_for(&change, deadline, e).await,
+            answer => answer.map(|_| ()),
+        }
+    }
+
+    /// The answer was lost, as that of a leader which ends because the change removes it: looks
+    /// whether the change is in force.
+    async fn look_for(&self, change: &Change, deadline: Instant, lost: Error) -> Result<()> {
+        while self.shared.phase() < Phase::Stopping {
             let left = deadline.saturating_duration_since(Instant::now());
-            match (self.ask_change(change.clone(), left).await, lost.take()) {
-                (Ok(_), _) => return Ok(()),
-                (Err(e), _) if e.outcome_unknown() => lost = Some(e),
-                (Err(e), None) => return Err(e),
-                (Err(e), before) if e.is_retryable() => lost = before,
-                (Err(e), Some(_)) => return Err(after_lost(&e)),
+            let there = self.with_timeout(left).read_index().await.is_ok();
+            let view = self.shared.view();
+            if there && view.membership.as_ref().is_some_and(|m| is_in_force(change, m)) {
+                return Ok(());
             }
             if !self.pauses_before(deadline).await {
-                return Err(lost.unwrap_or(Error::Timeout));
+                break;
             }
         }
+        Err(lost)
     }
 
     /// Waits before the next attempt; false when there is no time for one.
@@ -216,8 +224,14 @@ impl Mailbox {
                         *added = true;
                     }
                 }
-                // Asking again tells whether it happened.
-                Err(e) if e.outcome_unknown() => lost = Some(e),
+                // Who waits for a vote goes on waiting, and does not add it once more.
+                Err(e) if e.outcome_unknown() => {
+                    let Change::AddVoter { added, .. } = &mut change else {
+                        return self.look_for(&change, deadline, e).await;
+                    };
+                    *added = true;
+                    lost = Some(e);
+                }
                 Err(e) if e.is_retryable() => last = Some(e),
                 Err(e) => return Err(refused(node, e, &change, lost.is_some())),
             }
@@ -236,7 +250,7 @@ impl Mailbox {
 /// A refusal after what came before it.
 fn refused(node: NodeId, error: Error, change: &Change, lost: bool) -> Error {
     match change {
-        _ if lost => after_lost(&error),
+        _ if lost => Error::unknown(format!("an answer was lost; then: {error}")),
         Change::AddVoter { added: true, .. } => {
             Error::unknown(format!("node {node} was made a learner; then: {error}"))
         }
@@ -244,8 +258,38 @@ fn refused(node: NodeId, error: Error, change: &Change, lost: bool) -> Error {
     }
 }
 
-fn after_lost(error: &Error) -> Error {
-    Error::unknown(format!("an answer was lost; then: {error}"))
+/// Whether what was asked for holds, and not only half of it.
+fn is_in_force(change: &Change, m: &Membership) -> bool {
+    if m.is_joint() {
+        return false;
+    }
+    let role = |node: &NodeId| m.by_node(*node).and_then(|known| m.role(known.raft_id));
+    let votes = |node: &NodeId| role(node) == Some(MemberRole::Voter);
+    let lasting = |node: &NodeId| {
+        role(node) == Some(MemberRole::Learner) && m.by_node(*node).is_some_and(|k| k.learner_only)
+    };
+    match change {
+        Change::AddLearner { node_id, .. } | Change::Demote { node_id } => lasting(node_id),
+        Change::AddVoter { node_id, .. } | Change::Promote { node_id } => votes(node_id),
+        Change::Remove { node_id } => m.by_node(*node_id).is_none(),
+        Change::Replace { old, new } => m.by_node(*old).is_none() && votes(new),
+        Change::Set { voters, learners } => {
+            let named = |id: &NodeId| voters.contains(id) || learners.contains(id);
+            voters.iter().all(votes)
+                && learners.iter().all(lasting)
+                && m.members.iter().all(|known| named(&known.node_id))
+        }
+        Change::Describe { node_id, addr, metadata } => m.by_node(*node_id).is_some_and(|known| {
+            addr.as_ref().is_none_or(|addr| *addr == known.addr)
+                && metadata.as_ref().is_none_or(|metadata| *metadata == known.metadata)
+        }),
+        Change::Join { node_id, incarnation, .. }
+        | Change::Update { node_id, incarnation, .. }
+        | Change::Leave { node_id, incarnation } => {
+            let there = m.by_incarnation(*node_id, *incarnation).is_some();
+            there != matches!(change, Change::Leave { .. })
+        }
+    }
 }
 
 /// Why a change is not in force at its deadline.

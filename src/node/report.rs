@@ -93,7 +93,13 @@ impl Node {
             snapshot_percent: sent.filter(|_| replication == Some(Replication::Snapshot)),
             last_contact_ms: self.silent_ticks(id).map(|ticks| self.ms(ticks)),
             reachable: self.is_reachable(id),
+            acknowledges: self.may_judge().then(|| self.acknowledges(id)),
         }
+    }
+
+    /// Whether this node has led for long enough to tell who keeps up.
+    fn may_judge(&self) -> bool {
+        self.is_leader() && self.tick >= self.led_since() + self.limits.election_tick
     }
 
     /// So many ticks in milliseconds.

@@ -268,7 +268,7 @@ fn found_anew(
         cluster_id,
         index: last.index,
         conf_state: ConfState { voters: vec![raft_id], ..ConfState::default() },
-        members: vec![Member { raft_id, addr, ..own.clone() }],
+        members: vec![Member { raft_id, addr, learner_only: false, ..own.clone() }],
         next_raft_id: raft_id + 1,
     };
     let term = log.hard_state.term.max(last.term).saturating_add(TERM_STEP);

@@ -146,7 +146,8 @@ fn spare(s: &Status, counts: impl Fn(&MemberStatus) -> bool) -> i64 {
 
 fn leading(s: &Status) -> Health {
     let receives = |m: &MemberStatus| m.replication == Some(Replication::Snapshot);
-    let spare = spare(s, |m| m.reachable != Some(false) && !receives(m));
+    let helps = |m: &MemberStatus| m.reachable != Some(false) && m.acknowledges != Some(false);
+    let spare = spare(s, |m| helps(m) && !receives(m));
     let problems: Vec<(bool, Problem)> =
         s.members.iter().filter_map(|m| Some((m.voter, about(s, m, spare)?))).collect();
     let level = match spare {
@@ -180,6 +181,18 @@ fn majority_missing(lacking: i64) -> Problem {
     let remedy = "start them again, or mend the network; if they are lost for good, stop all and \
         recover from the most advanced data directory: raftline::offline::recover, \
         docs/operations.md";
+    Problem { node: 0, what, remedy: remedy.to_owned() }
+}
+
+/// Too few answer when this node asks for votes. That is no proof: who hears a leader does not answer.
+fn unanswered(lacking: i64) -> Problem {
+    let what = format!(
+        "too few voters answer this node, by {lacking}: they are down, cannot be reached, or follow \
+         a leader that this node cannot hear"
+    );
+    let remedy = "ask one of the others for its status. If they lead each other, mend the network to \
+        this node; if they are down, start them; only if a majority is lost for good, stop all and \
+        recover: docs/operations.md";
     Problem { node: 0, what, remedy: remedy.to_owned() }
 }
 
@@ -219,6 +232,13 @@ fn about(s: &Status, m: &MemberStatus, spare: i64) -> Option<Problem> {
         return problem(
             format!("node {id} at {addr} is behind the log and receives a snapshot{percent}"),
             "it counts again once it has it".to_owned(),
+        );
+    }
+    if m.voter && m.acknowledges == Some(false) {
+        let lag = m.lag.map_or(String::new(), |lag| format!(", and is {lag} entries behind"));
+        return problem(
+            format!("node {id} at {addr} is heard, but does not acknowledge new entries{lag}"),
+            "look at its disk and its Store: one of them hangs or is too slow".to_owned(),
         );
     }
     None
@@ -267,7 +287,7 @@ fn leaderless(s: &Status) -> Health {
     }
     let lacking = -spare(s, |m| m.reachable != Some(false));
     health.problems.push(if lacking > 0 {
-        majority_missing(lacking)
+        unanswered(lacking)
     } else if s.role == Role::Learner {
         let what = "a learner takes no part in elections and cannot tell why".to_owned();
         Problem { node: 0, what, remedy: "ask a voter for its status".to_owned() }

@@ -141,10 +141,8 @@ impl Node {
                 Ok(record(known, Member { addr: addr.clone(), ..known.clone() }))
             }
             Change::AddLearner { node_id, addr } => self.judge_add(m, *node_id, addr, true),
-            Change::AddVoter { node_id, addr, added } => {
-                self.still_added(m, *node_id, *added)?;
-                self.judge_add(m, *node_id, addr, false)
-            }
+            Change::AddVoter { node_id, added: true, .. } => self.judge_added(m, *node_id),
+            Change::AddVoter { node_id, addr, .. } => self.judge_add(m, *node_id, addr, false),
             Change::Promote { node_id } => self.judge_promote(m, *node_id),
             Change::Demote { node_id } => self.judge_demote(m, *node_id),
             Change::Remove { node_id } => self.judge_remove(m, m.by_node(*node_id)),
@@ -216,15 +214,15 @@ impl Node {
         self.judge_target(m, target)
     }
 
-    /// Whether nobody took back meanwhile what was `added` when this was asked for before.
-    fn still_added(&self, m: &Membership, node_id: NodeId, added: bool) -> Result<(), Error> {
+    /// What was added when this was asked for before votes by now, or waits, or was taken back.
+    fn judge_added(&self, m: &Membership, node_id: NodeId) -> Result<Verdict, Error> {
         let what = match m.by_node(node_id) {
-            _ if !added => return Ok(()),
-            Some(known) if !known.learner_only => return Ok(()),
+            Some(known) if m.role(known.raft_id) == Some(MemberRole::Voter) => return Ok(DONE),
+            Some(known) if !known.learner_only => return self.judge_vote(m, known),
             Some(_) => "is to stay a learner: it was demoted",
             None => "is no member any more: it was removed",
         };
-        Err(Error::Membership(format!("node {node_id} {what} meanwhile; ask again to add it")))
+        refuse(format!("node {node_id} {what} meanwhile; ask again to add it"))
     }
 
     /// A member is to be there, as a learner for good or until it has caught up.
@@ -423,20 +421,6 @@ impl Node {
     fn at_first(&self, error: Error) -> Result<Verdict, Error> {
         let early = self.tick < self.led_since() + self.limits.election_tick;
         if early { Ok(Verdict::Wait(error)) } else { Err(error) }
-    }
-
-    /// Refuses a change that would leave a set of voters of whom no majority is heard.
-    fn lost_quorum(&self, voters: &BTreeSet<RaftId>) -> Option<Error> {
-        let alive = voters.iter().filter(|v| self.is_heard(**v)).count();
-        let quorum = voters.len() / 2 + 1;
-        if alive >= quorum || zoo::has(Bug::QuorumIgnored) {
-            return None;
-        }
-        Some(Error::Membership(format!(
-            "this would lose the quorum: of {} voters only {alive} would be reachable, and \
-             {quorum} are needed. Bring the others back first",
-            voters.len()
-        )))
     }
 }
 

@@ -1,16 +1,18 @@
-//! How learners catch up, and what a leader does with members by itself: promotes those that have
-//! caught up, and, if it is configured to, removes voters that have been silent for long.
+//! How members keep up with the log: learners on their way to a vote, voters whose word counts. And
+//! what a leader does with members by itself: promotes those that have caught up, and, if it is
+//! configured to, removes voters that have been silent for long.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raft_rs::ProgressState;
 
 use super::super::Node;
 use super::plan::{Target, Verdict};
+use crate::error::Error;
 use crate::types::{Index, Member, Progress, RaftId};
 use crate::zoo::{self, Bug};
 
-/// How far each learner has come on its way to a vote (Raft thesis, section 4.2.1).
+/// How far each member has come with the log (for learners: Raft thesis, section 4.2.1).
 #[derive(Debug, Default)]
 pub(super) struct Rounds(BTreeMap<RaftId, Round>);
 
@@ -46,11 +48,16 @@ impl Node {
         let Some(membership) = &self.membership else { return };
         let (last, tick) = (self.last_index(), self.tick);
         let mut rounds = std::mem::take(&mut self.changes.rounds.0);
-        rounds.retain(|id, _| membership.conf_state.learners.contains(id));
-        for id in &membership.conf_state.learners {
+        rounds.retain(|id, _| membership.by_raft(*id).is_some());
+        for id in membership.members.iter().map(|m| &m.raft_id).filter(|id| **id != self.raft_id) {
             let Some(progress) = self.raw.raft.prs().get(*id) else { continue };
+            // What a voter has acknowledged stays true when a heartbeat is late.
+            let longest = match membership.conf_state.learners.contains(id) {
+                true => self.limits.heartbeat_tick * 2,
+                false => self.limits.election_tick,
+            };
             let live = progress.state == ProgressState::Replicate
-                && self.silent_ticks(*id).is_some_and(|t| t <= self.limits.heartbeat_tick * 2);
+                && self.silent_ticks(*id).is_some_and(|t| t <= longest);
             if !live {
                 rounds.remove(id);
                 continue;
@@ -71,6 +78,33 @@ impl Node {
         let round = self.changes.rounds.0.get(&id).and_then(|round| round.caught_up);
         round.is_some_and(|at| self.tick - at <= self.limits.election_tick)
             || zoo::has(Bug::PromoteUncaught)
+    }
+
+    /// Whether a member is heard and acknowledges what it is sent. One whose disk or Store hangs goes
+    /// on answering heartbeats, and helps nobody to commit.
+    pub(in crate::node) fn acknowledges(&self, id: RaftId) -> bool {
+        let keeps_up = |p: &raft_rs::Progress| {
+            let follows = p.state == ProgressState::Replicate && self.has_caught_up(id);
+            // NB: whoever holds everything stays in Probe until there is something to send.
+            follows || p.matched >= self.last_index()
+        };
+        id == self.raft_id
+            || (self.is_heard(id) && self.raw.raft.prs().get(id).is_some_and(keeps_up))
+    }
+
+    /// Refuses a change that would leave a set of voters of whom no majority acknowledges.
+    pub(super) fn lost_quorum(&self, voters: &BTreeSet<RaftId>) -> Option<Error> {
+        let alive = voters.iter().filter(|v| self.acknowledges(**v)).count();
+        let quorum = voters.len() / 2 + 1;
+        if alive >= quorum || zoo::has(Bug::QuorumIgnored) {
+            return None;
+        }
+        Some(Error::Membership(format!(
+            "this would lose the quorum: of {} voters only {alive} would be reachable and keep up \
+             with the log, and {quorum} are needed. Bring the others back first; the leader's \
+             health names them",
+            voters.len()
+        )))
     }
 
     /// How far a member is that does not vote yet.

@@ -97,6 +97,7 @@ scripts! {
     r17_readmission_waits
     r17_refusals
     r17_replace
+    r17_slow_voters
     r17_snapshot_while_membership_changes
     r19_hung_store
     r19_uncommitted_tail

@@ -177,15 +177,22 @@ fn who_does_not_lead_says_what_it_knows() {
 }
 
 #[test]
+fn a_voter_that_acknowledges_nothing_does_not_count() {
+    let hangs = MemberStatus { acknowledges: Some(false), lag: Some(7), ..member(3) };
+    let (level, spare, words) = judged(&leads(vec![member(1), member(2), hangs]));
+    assert_eq!((level, spare), (Level::AtRisk, Some(0)));
+    assert!(words.contains("is heard, but does not acknowledge new entries, and is 7"), "{words}");
+    assert!(words.contains("look at its disk and its Store"), "{words}");
+}
+
+#[test]
 fn without_a_leader_it_says_who_is_missing() {
     let (level, _, words) =
         judged(&knows_none(vec![member(1), silent(2, 9_000), silent(3, 60_000)]));
     assert_eq!(level, Level::Unavailable);
     assert!(words.starts_with("unavailable: no leader is known for 8.0 s;"), "{words}");
-    assert!(
-        words.contains("a majority of the voters is missing: 1 more must be reached"),
-        "{words}"
-    );
+    assert!(words.contains("too few voters answer this node, by 1"), "{words}");
+    assert!(words.contains("a leader that this node cannot hear"), "it cannot tell: {words}");
     assert!(words.contains("not heard from node 2 at n2:1 for 9.0 s"), "{words}");
     assert!(words.contains("not heard from node 3 at n3:1 for 60 s"), "{words}");
     let (level, _, words) = judged(&knows_none(vec![member(1), member(2), silent(3, 60_000)]));
