@@ -84,8 +84,10 @@ impl Oracle {
     pub(super) fn may_have_caught_up(&self, learner: RaftId) -> bool {
         let joined = |m: &&Membership| m.by_raft(learner).is_some_and(Member::has_joined);
         let since = self.memberships.values().find(joined).map_or(0, |m| m.index);
-        let holds = self.disk_of(learner).is_some_and(|d| d.durable.last_index() >= since);
-        holds || self.put_back
+        // Who has lost its disk a moment ago had caught up with it.
+        let disk = self.disk_of(learner).map(|d| &d.durable);
+        let mut held = disk.into_iter().chain(self.given_up.get(&learner));
+        held.any(|contents| contents.last_index() >= since) || self.put_back
     }
 
     /// Configurations that some log, or a message, may still bring into force.
