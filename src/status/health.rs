@@ -192,7 +192,7 @@ fn unanswered(lacking: i64) -> Problem {
     );
     let remedy = "ask one of the others for its status. If they lead each other, mend the network to \
         this node; if they are down, start them; only if a majority is lost for good, stop all and \
-        recover: docs/operations.md";
+        recover: raftline::offline::recover, docs/operations.md";
     Problem { node: 0, what, remedy: remedy.to_owned() }
 }
 

@@ -70,11 +70,10 @@ async fn a_store_that_fails_or_panics_ends_the_node_with_index_and_remedy() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_hangs_fills_nothing_up_and_does_not_prevent_the_end() {
-    let config =
-        Config { max_pending_requests: 4, request_timeout: Duration::from_millis(300), ..config() };
+    let config = Config { max_pending_requests: 4, ..config() };
     let go = Arc::new(Semaphore::new(0));
     let mut cluster = broken(&go, config).await;
-    let mailbox = cluster.mailbox(1).unwrap();
+    let mailbox = cluster.mailbox(1).unwrap().with_timeout(Duration::from_millis(300));
     let calls: Vec<_> = (0..8).map(|_| mailbox.propose("hang")).collect();
     let outcomes = futures::future::join_all(calls).await;
     let overloaded = outcomes.iter().filter(|o| matches!(o, Err(Error::Overloaded { .. }))).count();

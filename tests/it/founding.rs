@@ -11,7 +11,7 @@ use raftline::{Config, Error, Mailbox, Raft, Result, Status};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::support::{Journal, Lines, config, logger, number};
+use crate::support::{Journal, Lines, Put, config, logger, number};
 
 /// Longer than anything takes here.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -100,7 +100,7 @@ async fn three_that_start_at_once_found_one_cluster_and_resume_whatever_they_are
     for node in &nodes {
         assert_eq!(node.voters(3).await, cluster);
     }
-    assert_eq!(number(&nodes[1].mailbox.propose("x").await.unwrap()), 1);
+    assert_eq!(number(&nodes[1].mailbox.put("x").await), 1);
     for node in nodes {
         node.stop().await;
     }
@@ -128,7 +128,7 @@ async fn while_a_founding_member_is_missing_the_others_wait_and_say_for_whom() {
     // A newcomer enters, whatever it would found with.
     let fourth = room.start(4, &all(4));
     assert_eq!(fourth.voters(4).await, cluster);
-    assert_eq!(number(&fourth.mailbox.propose("x").await.unwrap()), 1);
+    assert_eq!(number(&fourth.mailbox.put("x").await), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -229,7 +229,7 @@ async fn a_list_of_its_own_address_alone_founds_alone() {
         room.disks.clear();
         let node = room.start(1, &list);
         node.voters(1).await;
-        assert_eq!(number(&node.mailbox.propose("x").await.unwrap()), 1);
+        assert_eq!(number(&node.mailbox.put("x").await), 1);
         node.stop().await;
     }
 }
@@ -289,5 +289,5 @@ async fn a_directory_that_agreed_to_found_with_others_is_bound_to_it() {
     for node in &nodes {
         node.voters(4).await;
     }
-    assert_eq!(number(&nodes[1].mailbox.propose("x").await.unwrap()), 1);
+    assert_eq!(number(&nodes[1].mailbox.put("x").await), 1);
 }

@@ -4,7 +4,7 @@ use futures::StreamExt;
 use raftline::testing::cluster::{Cluster, addr};
 use raftline::{Error, Mailbox, Member, Progress, Role};
 
-use crate::support::{Journal, config, logger, number};
+use crate::support::{Journal, Put, config, logger, number};
 
 async fn cluster(count: u64) -> Cluster<Journal> {
     let mut cluster = Cluster::new(7, config(), |_| Journal::default()).with_logger(logger());
@@ -20,7 +20,7 @@ async fn a_follower_leaves_and_the_rest_goes_on() {
     cluster.mailbox(leaver).unwrap().leave().await.unwrap();
     cluster.ended(leaver).await.unwrap();
     let rest = cluster.mailbox(leader).unwrap();
-    rest.propose("x").await.unwrap();
+    rest.put("x").await;
     let members = rest.members().await.unwrap();
     assert_eq!(members.len(), 2);
     assert!(members.iter().all(|m| m.node_id != leaver));
@@ -36,7 +36,7 @@ async fn a_leader_hands_over_before_it_leaves() {
     for id in rest {
         let mailbox = cluster.mailbox(id).unwrap();
         mailbox.wait_for(|s| s.members.len() == 2 && s.leader_id != 0).await.unwrap();
-        mailbox.propose("x").await.unwrap();
+        mailbox.put("x").await;
     }
 }
 
@@ -45,7 +45,7 @@ async fn the_last_voter_cannot_leave() {
     let cluster = cluster(1).await;
     let error = cluster.mailbox(1).unwrap().leave().await.unwrap_err();
     assert!(matches!(&error, Error::Membership(m) if m.contains("last voter")), "{error}");
-    cluster.mailbox(1).unwrap().propose("still here").await.unwrap();
+    cluster.mailbox(1).unwrap().put("still here").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,14 +94,14 @@ async fn a_cut_off_leader_steps_down_and_the_majority_goes_on() {
     let cluster = cluster(3).await;
     let leader = cluster.leader().await.unwrap();
     let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
-    cluster.mailbox(leader).unwrap().propose("before").await.unwrap();
+    cluster.mailbox(leader).unwrap().put("before").await;
     cluster.partition(&[&[leader], &others]);
     for id in &others {
         let follows = |s: &raftline::Status| s.leader_id != 0 && s.leader_id != leader;
         cluster.mailbox(*id).unwrap().wait_for(follows).await.unwrap();
     }
     let majority = cluster.mailbox(others[0]).unwrap();
-    assert_eq!(number(&majority.propose("beyond").await.unwrap()), 2);
+    assert_eq!(number(&majority.put("beyond").await), 2);
     let old = cluster.mailbox(leader).unwrap();
     old.wait_for(|s| s.role != Role::Leader).await.unwrap();
     let patience = std::time::Duration::from_millis(100);
@@ -124,7 +124,7 @@ async fn a_crashed_follower_catches_up_from_a_snapshot() {
     cluster.crash(down).await.unwrap();
     let mailbox = cluster.mailbox(leader).unwrap();
     for i in 0..100 {
-        mailbox.propose(format!("{i}")).await.unwrap();
+        mailbox.put(format!("{i}")).await;
     }
     mailbox.wait_for(|s| s.snapshot > 60).await.unwrap();
     let back = cluster.restart(down).unwrap();
@@ -217,7 +217,7 @@ async fn many_members_change_at_once_the_leader_among_them() {
     assert!(member(&asked, third).await.is_some_and(|m| m.learner_only));
     let error = cluster.ended(leader).await.unwrap_err();
     assert!(matches!(error, Error::Removed { node } if node == leader), "{error}");
-    cluster.mailbox(third).unwrap().propose("the rest goes on").await.unwrap();
+    cluster.mailbox(third).unwrap().put("the rest goes on").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -242,7 +242,7 @@ async fn a_node_that_lost_its_disk_is_let_in_again() {
     let leader = cluster.leader().await.unwrap();
     let mailbox = cluster.mailbox(leader).unwrap();
     let lost = (1..=3).find(|id| *id != leader).unwrap();
-    mailbox.propose("before").await.unwrap();
+    mailbox.put("before").await;
     let before = member(&mailbox, lost).await.unwrap();
     cluster.crash(lost).await.unwrap();
     cluster.wipe(lost).unwrap();
@@ -271,7 +271,7 @@ async fn a_second_node_under_the_id_of_a_healthy_one_is_refused() {
     let said = refusal(raft.join(2, place, Some(1), addr(1)).await);
     assert!(said.contains("its present data directory has just been let in or heard of"), "{said}");
     assert!(said.contains("If the id is a mistake, choose another"), "{said}");
-    cluster.mailbox(2).unwrap().propose("still here").await.unwrap();
+    cluster.mailbox(2).unwrap().put("still here").await;
     cluster.stop(2).await.unwrap();
 }
 

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::grpc::Node;
-use crate::support::{Journal, Lines, config, logger, number};
+use crate::support::{Journal, Lines, Put, config, logger, number};
 
 #[expect(dead_code, reason = "its main is not called")]
 #[path = "../../examples/admin/main.rs"]
@@ -62,7 +62,7 @@ async fn crashed(root: &Path) -> Vec<(u64, String, PathBuf)> {
         voters(&node.mailbox, 3).await;
     }
     for i in 0..45 {
-        nodes[0].mailbox.propose(i.to_string()).await.unwrap();
+        nodes[0].mailbox.put(i.to_string()).await;
     }
     let mut left = Vec::new();
     for node in nodes {
@@ -95,7 +95,7 @@ async fn one_of_three_goes_on_alone_with_its_state_and_others_join_it() {
     let alone = start(*id, addr, root.path(), None, logger());
     assert_eq!(number(&alone.mailbox.query(Vec::new()).await.unwrap()), 45);
     assert_eq!(alone.mailbox.query(b"3".to_vec()).await.unwrap(), b"3");
-    assert_eq!(number(&alone.mailbox.propose("after").await.unwrap()), 46);
+    assert_eq!(number(&alone.mailbox.put("after").await), 46);
     let status = alone.mailbox.status().await.unwrap();
     assert_eq!((status.cluster_id, status.members.len()), (done.cluster.to_string(), 1));
 
@@ -198,7 +198,7 @@ async fn a_cluster_whose_every_address_changed_finds_itself_by_what_was_noted() 
     for node in &nodes {
         voters(&node.mailbox, 3).await;
     }
-    nodes[1].mailbox.propose("before").await.unwrap();
+    nodes[1].mailbox.put("before").await;
     stop_all(nodes).await;
 
     let all: Vec<(u64, String)> = (1..=3).map(|id| (id, format!("new-{id}:1"))).collect();
@@ -213,7 +213,7 @@ async fn a_cluster_whose_every_address_changed_finds_itself_by_what_was_noted() 
             let status = node.mailbox.wait_for(|s| s.members.len() == 3 && moved(s)).await;
             assert_eq!(status.unwrap().members.len(), 3);
         }
-        let count = number(&nodes[2].mailbox.propose("there").await.unwrap());
+        let count = number(&nodes[2].mailbox.put("there").await);
         assert_eq!(count, 2 + round);
         for node in &nodes {
             assert_eq!(number(&node.mailbox.query(Vec::new()).await.unwrap()), count);

@@ -6,14 +6,14 @@ use raftline::{Config, Error, Raft, Role};
 use tokio::time::timeout;
 
 use crate::grpc::{Node, three};
-use crate::support::{Journal, Lines, config, logger, number};
+use crate::support::{Journal, Lines, Put, config, logger, number};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crashed_leader_is_replaced_and_comes_back_with_everything() {
     let root = tempfile::tempdir().unwrap();
     let mut nodes = three(root.path()).await;
     for i in 0..50 {
-        nodes[i % 3].mailbox.propose(format!("{i}")).await.unwrap();
+        nodes[i % 3].mailbox.put(format!("{i}")).await;
     }
     let leader = nodes[0].mailbox.status().await.unwrap().leader_id;
     let at = nodes.iter().position(|n| n.id == leader).unwrap();
@@ -23,7 +23,7 @@ async fn a_crashed_leader_is_replaced_and_comes_back_with_everything() {
     for node in &nodes {
         node.mailbox.wait_for(|s| s.leader_id != 0 && s.leader_id != leader).await.unwrap();
     }
-    assert_eq!(number(&nodes[0].mailbox.propose("after").await.unwrap()), 51);
+    assert_eq!(number(&nodes[0].mailbox.put("after").await), 51);
     let back = Node::start(id, &addr, root.path(), peers).await;
     assert_eq!(number(&back.mailbox.query(Vec::new()).await.unwrap()), 51);
     nodes.push(back);
@@ -59,7 +59,7 @@ async fn all_three_crash_and_resume_with_everything_acknowledged() {
     let root = tempfile::tempdir().unwrap();
     let nodes = three(root.path()).await;
     for i in 0..30 {
-        nodes[i % 3].mailbox.propose(format!("{i}")).await.unwrap();
+        nodes[i % 3].mailbox.put(format!("{i}")).await;
     }
     let mut known = Vec::new();
     for node in nodes {
@@ -100,14 +100,14 @@ async fn a_changed_address_is_announced_to_the_others() {
         };
         node.mailbox.wait_for(known).await.unwrap();
     }
-    assert_eq!(number(&moved.mailbox.propose("from there").await.unwrap()), 1);
+    assert_eq!(number(&moved.mailbox.put("from there").await), 1);
 }
 
 #[tokio::test]
 async fn a_directory_of_another_node_is_refused_by_name() {
     let root = tempfile::tempdir().unwrap();
     let node = Node::start(1, "127.0.0.1:0", root.path(), Vec::new()).await;
-    node.mailbox.propose("x").await.unwrap();
+    node.mailbox.put("x").await;
     let dir = node.dir.clone();
     let locked = Config { data_dir: Some(dir.clone()), ..config() };
     let other = Raft::new("127.0.0.1:0", Journal::default(), logger(), locked.clone()).unwrap();
@@ -125,7 +125,7 @@ async fn a_directory_of_another_node_is_refused_by_name() {
 async fn an_empty_node_does_not_found_a_second_cluster() {
     let root = tempfile::tempdir().unwrap();
     let node = Node::start(1, "127.0.0.1:0", root.path(), Vec::new()).await;
-    node.mailbox.propose("x").await.unwrap();
+    node.mailbox.put("x").await;
     let config = Config {
         data_dir: Some(root.path().join("other")),
         peers: vec![node.addr.clone()],
@@ -143,7 +143,7 @@ async fn a_node_with_data_warns_when_it_is_sent_to_another_cluster() {
     let other = Node::start(1, "127.0.0.1:0", elsewhere.path(), Vec::new()).await;
     other.mailbox.wait_for(|s| s.leader_id == 1).await.unwrap();
     let node = Node::start(2, "127.0.0.1:0", root.path(), Vec::new()).await;
-    node.mailbox.propose("x").await.unwrap();
+    node.mailbox.put("x").await;
     let dir = node.dir.clone();
     let (id, addr) = node.crash().await;
 
@@ -170,7 +170,7 @@ async fn a_node_with_data_warns_when_it_is_sent_to_another_cluster() {
 async fn a_node_that_lost_its_directory_is_let_in_again_and_votes() {
     let root = tempfile::tempdir().unwrap();
     let mut nodes = three(root.path()).await;
-    nodes[0].mailbox.propose("kept").await.unwrap();
+    nodes[0].mailbox.put("kept").await;
     let lost = nodes.pop().unwrap();
     let dir = lost.dir.clone();
     let (id, addr) = lost.crash().await;

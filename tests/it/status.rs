@@ -3,7 +3,7 @@
 use raftline::testing::cluster::{Cluster, addr};
 use raftline::{Config, Level, MemberStatus, Replication, Role, Status, VotingRole};
 
-use crate::support::{Journal, config, logger};
+use crate::support::{Journal, Put, config, logger};
 
 async fn cluster(count: u64, config: Config) -> Cluster<Journal> {
     let mut cluster = Cluster::new(7, config, |_| Journal::default()).with_logger(logger());
@@ -20,7 +20,7 @@ async fn a_leader_tells_of_every_member_and_a_follower_of_its_leader() {
     let cluster = cluster(3, config()).await;
     let leader = cluster.leader().await.unwrap();
     let mailbox = cluster.mailbox(leader).unwrap();
-    mailbox.propose("x").await.unwrap();
+    mailbox.put("x").await;
     let whole =
         |s: &Status| s.health().spare == Some(1) && s.members.iter().all(|m| m.lag == Some(0));
     let status = mailbox.wait_for(whole).await.unwrap();
@@ -78,7 +78,7 @@ async fn a_node_that_is_cut_off_says_whom_it_misses() {
     let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
     cluster.partition(&[&[leader], &others]);
     let cut = cluster.mailbox(leader).unwrap();
-    let missing = |s: &Status| s.health.contains("a majority of the voters is missing");
+    let missing = |s: &Status| s.health.contains("too few voters answer this node");
     let status = cut.wait_for(missing).await.unwrap();
     assert_ne!(status.role, Role::Leader);
     assert_eq!(status.health().level, Level::Unavailable);

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use raftline::{Config, Result, Store, async_trait};
+use raftline::{Config, Mailbox, Result, Store, async_trait};
 
 /// Appends every command; a query gives the length, or the command at a place.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +56,25 @@ pub(crate) fn logger() -> slog::Logger {
     use slog::Drain;
     let decorator = slog_term::PlainSyncDecorator::new(slog_term::TestStdoutWriter);
     slog::Logger::root(slog_term::FullFormat::new(decorator).build().fuse(), slog::o!())
+}
+
+/// Commands that are to be applied whoever leads.
+pub(crate) trait Put {
+    /// The Store's answer. On a busy machine the leader may change at any time: what surely did not
+    /// happen is tried again.
+    async fn put(&self, command: impl Into<Vec<u8>>) -> Vec<u8>;
+}
+
+impl Put for Mailbox {
+    async fn put(&self, command: impl Into<Vec<u8>>) -> Vec<u8> {
+        let command: Vec<u8> = command.into();
+        loop {
+            match self.propose(command.clone()).await {
+                Err(e) if e.is_retryable() => {}
+                answer => return answer.unwrap(),
+            }
+        }
+    }
 }
 
 /// A logger that remembers what it was told.
