@@ -96,8 +96,9 @@ pub(crate) async fn find_leader(
     }
 }
 
-/// The membership of this cluster, from the first of these that tells it; asks for ever.
+/// The membership of this cluster, from the first of these that tells it; asks for ever, and says so.
 pub(crate) async fn find_membership(
+    shared: &Shared,
     caller: &Caller,
     addrs: &[String],
     cluster: ClusterId,
@@ -109,7 +110,17 @@ pub(crate) async fn find_membership(
             answers.into_iter().filter_map(|(_, info)| Membership::from_pb(info.membership?).ok());
         let newest = memberships.filter(|m| m.cluster_id == cluster).max_by_key(|m| m.index);
         if let Some(membership) = newest {
+            shared.say_waiting("");
             return membership;
+        }
+        let words = format!(
+            "this directory has joined cluster {cluster} and holds nothing of it yet; no member of \
+             that cluster answers at {}. Give the address of one that runs",
+            addrs.join(", ")
+        );
+        if shared.status.borrow().waiting != words {
+            warn!(shared.logger, "cannot go on yet"; "reason" => &words);
+            shared.say_waiting(&words);
         }
         sleep(pauses.next()).await;
     }

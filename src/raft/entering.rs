@@ -96,7 +96,7 @@ async fn resume(
         if known.is_empty() {
             return Err(unmet(opened.storage.dir, cluster));
         }
-        let membership = joining::find_membership(caller, &known, cluster).await;
+        let membership = joining::find_membership(shared, caller, &known, cluster).await;
         meet(shared, caller, &opened, membership);
     }
     Ok(opened)

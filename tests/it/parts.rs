@@ -10,7 +10,8 @@ use raftline::transport::memory::{MemoryNetwork, MemoryTransport};
 use raftline::transport::{Handler, Peers, SnapshotStream, Transport, TransportError};
 use raftline::vfs::MemVfs;
 use raftline::{
-    Error, Identity, Mailbox, Message, Position, Raft, Result, StorageError, async_trait, pb,
+    ClusterId, Error, Identity, Incarnation, Mailbox, Message, Position, Raft, Result, Status,
+    StorageError, async_trait, pb,
 };
 use tokio::task::JoinHandle;
 
@@ -160,4 +161,32 @@ async fn a_panic_of_the_event_loop_is_contained_and_named() {
     let error = node.await.unwrap().unwrap_err();
     assert!(matches!(error, Error::Internal { part: "event loop", .. }), "{error}");
     assert!(error.to_string().contains("as asked"), "{error}");
+}
+
+/// It joined, and crashed before the cluster's first snapshot.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_has_joined_and_holds_nothing_says_whom_it_needs() {
+    let cluster = ClusterId::from_u128(9);
+    let joined = |known: &str| {
+        let mut log = MemoryLog::new();
+        let incarnation = Incarnation::from_u128(4);
+        let cluster = Some((cluster, 4));
+        log.identify(&Identity { node_id: 4, incarnation, cluster, boot: 1 }).unwrap();
+        let place = "n4:1";
+        let transport = Arc::new(MemoryNetwork::new(1).endpoint(place));
+        let raft =
+            Raft::with_transport(transport, place, Journal::default(), logger(), config()).unwrap();
+        let raft = raft.with_log(Box::new(log), Arc::new(MemVfs::default()));
+        let mailbox = raft.mailbox();
+        (mailbox, tokio::spawn(raft.start(4, [known])))
+    };
+    let (_, node) = joined("n4:1");
+    let error = node.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("holds nothing of it yet; start it with start or join"), "{error}");
+    let (mailbox, node) = joined("n1:1");
+    let says = |s: &Status| s.health.contains("no member of that cluster answers at n1:1");
+    let status = mailbox.wait_for(says).await.unwrap();
+    assert!(status.health.contains("has joined cluster 00000000000000000000000000000009"));
+    mailbox.shutdown().await.unwrap();
+    node.await.unwrap().unwrap();
 }
