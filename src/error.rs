@@ -101,8 +101,8 @@ pub enum Error {
     Membership(String),
     /// This node is no member of the cluster any more.
     #[error(
-        "node {node} was removed from the cluster; to enter again, start it with an empty data \
-         directory and join"
+        "node {node} was removed from the cluster, by a call or because another data directory took \
+         its place (its leader's log tells); to enter again, start it with an empty data directory"
     )]
     Removed {
         /// This node's id.
@@ -224,7 +224,7 @@ pub enum StorageError {
     #[error("the log has failed before and takes nothing more; restart the node")]
     Poisoned,
     /// A call broke the contract of the log.
-    #[error("the log was used against its contract: {0}")]
+    #[error("the log cannot go on: {0}")]
     Contract(String),
 }
 

@@ -102,8 +102,8 @@ pub struct MemberStatus {
     /// on a follower known of the leader only; without a leader, whether it answered in the last
     /// three election timeouts. None: this node cannot tell.
     pub reachable: Option<bool>,
-    /// Whether it acknowledges what it is sent; on a leader that has led for an election timeout
-    /// only. One whose disk or Store hangs can be reached and does not.
+    /// Whether it acknowledges what it is sent; on the leader only. One whose disk or Store hangs can
+    /// be reached and does not. None there: it has not yet, and the leader is new.
     pub acknowledges: Option<bool>,
 }
 
@@ -164,7 +164,8 @@ impl Status {
 /// Who leads, as a stream of `Mailbox::leader_changes` tells it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct LeaderChange {
-    /// The term.
+    /// The term. A fencing token where `is_self`; without a leader it may be that of an election
+    /// which nobody has won.
     pub term: Term,
     /// The leader's node id; 0: none known.
     pub leader_id: NodeId,

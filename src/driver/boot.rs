@@ -183,7 +183,7 @@ impl Opened {
                 &self.storage,
                 &format!(
                     "its membership record does not decode ({reason}); it was written by a newer \
-                 release: upgrade this node, or remove it and join with an empty directory"
+                 release: upgrade this node, or start it with an empty directory"
                 ),
             )),
         }

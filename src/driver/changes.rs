@@ -151,7 +151,8 @@ fn check_id(node_id: NodeId) -> Result<()> {
 /// # Errors
 /// `Membership` that says what an address looks like.
 pub(crate) fn check_addr(addr: &str) -> Result<()> {
-    let fits = addr.len() <= MAX_ADDR && addr.rsplit_once(':').is_some_and(|(h, _)| !h.is_empty());
+    let names_host = |host: &str| !host.is_empty() && !host.contains('/');
+    let fits = addr.len() <= MAX_ADDR && addr.rsplit_once(':').is_some_and(|(h, _)| names_host(h));
     if fits { Ok(()) } else { Err(Error::Membership(format!("{addr:?} is no host:port address"))) }
 }
 
@@ -223,6 +224,7 @@ mod tests {
             ),
             (Change::Leave { node_id: 1, incarnation: zero }, "16 random bytes"),
             (Change::AddLearner { node_id: 1, addr: String::new() }, "no host:port"),
+            (Change::AddLearner { node_id: 1, addr: "http://h:1".to_owned() }, "no host:port"),
             (Change::Join { node_id: 1, incarnation: zero, addr, voter: true }, "16 random bytes"),
             (
                 Change::Describe {

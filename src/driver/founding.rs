@@ -179,7 +179,10 @@ impl Founding<'_> {
         }
         match step {
             Step::Propose(_) | Step::Found(_) => Step::Refuse(too_few(count, min)),
-            Step::Wait(words) => Step::Wait(format!("{words}; then: {}", too_few(count, min))),
+            Step::Wait(words) => Step::Wait(format!(
+                "{words}; unless one of them belongs to a cluster, this node ends: {}",
+                too_few(count, min)
+            )),
             step @ (Step::Adopt(_) | Step::Join(_) | Step::Withdraw | Step::Refuse(_)) => step,
         }
     }
@@ -330,7 +333,7 @@ impl Founding<'_> {
         let known = [through.clone()].into_iter().chain(others).collect();
         let words = format!("joins the cluster through {through}");
         self.shared.say_waiting(&words);
-        info!(self.shared.logger, "found a cluster"; "through" => through);
+        info!(self.shared.logger, "discovered a cluster, and asks to join"; "through" => through);
         End::Join(self.opened, known)
     }
 

@@ -70,8 +70,7 @@ impl PeerHandler {
         if boot < *highest {
             return Err(Refusal::Sender(format!(
                 "its data directory has been started {boot} times, but {highest} starts were \
-                 heard of: an older copy was restored. Remove the node and join with an empty \
-                 directory"
+                 heard of: an older copy was restored. Start the node with an empty directory"
             )));
         }
         if boot == *highest && !addr.is_empty() && !at.is_empty() && at != addr {
@@ -242,8 +241,9 @@ impl Handler for PeerHandler {
     fn refused(&self, peer: RaftId, refusal: Refusal) {
         let view = self.shared.view();
         let Refusal::Removed(_) = refusal else {
+            let member = view.membership.as_ref().and_then(|m| m.by_raft(peer));
             warn!(self.shared.logger, "a peer turns this node away";
-                "peer" => peer, "reason" => %refusal);
+                "node" => member.map_or(0, |m| m.node_id), "raft_id" => peer, "reason" => %refusal);
             self.unreachable(peer);
             return;
         };

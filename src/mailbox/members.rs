@@ -27,7 +27,8 @@ use crate::types::{Member, MemberRole, Membership, NodeId, Progress};
 
 impl Mailbox {
     /// The members, at least as new as every change acknowledged before the call. While one data
-    /// directory takes the place of another both are listed, under one node id.
+    /// directory takes the place of another both are listed, under one node id. Who votes, and how
+    /// each is, stands in [`crate::Status::members`].
     ///
     /// # Errors
     /// As [`Mailbox::read_index`].
@@ -49,7 +50,8 @@ impl Mailbox {
     }
 
     /// Adds a voter: as a learner at first, which is promoted once its data directory has joined
-    /// and has caught up. Returns when it votes.
+    /// and has caught up. Returns when it votes, or at the deadline of this handle
+    /// (`Config::request_timeout`; [`Mailbox::with_timeout`] for a longer one).
     ///
     /// # Errors
     /// `Unknown` when it has not caught up before the deadline: it stays a learner, which is
@@ -298,8 +300,8 @@ fn unfinished(node: NodeId, known: Option<Progress>, last: Option<Error>) -> Err
         (None, Some(error)) => error,
         (None, None) => Error::Timeout,
         (Some(Progress::Expected), _) => Error::unknown(format!(
-            "node {node} is a member, and its data directory has not joined yet; start it with \
-             join, then ask again"
+            "node {node} is a member, and its data directory has not joined yet; start it, then ask \
+             again"
         )),
         (Some(Progress::CatchingUp { matched, last }), _) => Error::unknown(format!(
             "node {node} is a learner and has not caught up yet: it holds the log up to index \

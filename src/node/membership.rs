@@ -372,9 +372,10 @@ impl Node {
         if let Some(m) = &mut self.membership {
             for new in change.upsert.iter().filter(|new| m.by_raft(new.raft_id).is_none()) {
                 if let Some(old) = m.by_node(new.node_id) {
-                    slog::info!(self.logger, "a data directory was lost; another one takes its \
-                        place, as a learner until it has caught up"; "node" => new.node_id,
-                        "addr" => &new.addr, "raft_id" => new.raft_id, "before" => old.raft_id);
+                    slog::warn!(self.logger, "a data directory is silent; another one has asked for \
+                        its place and gets it, as a learner until it has caught up";
+                        "node" => new.node_id, "addr" => &new.addr, "raft_id" => new.raft_id,
+                        "old_addr" => &old.addr, "old_raft_id" => old.raft_id);
                 }
             }
             m.conf_state = (&conf).into();

@@ -93,13 +93,16 @@ impl Node {
             snapshot_percent: sent.filter(|_| replication == Some(Replication::Snapshot)),
             last_contact_ms: self.silent_ticks(id).map(|ticks| self.ms(ticks)),
             reachable: self.is_reachable(id),
-            acknowledges: self.may_judge().then(|| self.acknowledges(id)),
+            acknowledges: self.judged(id),
         }
     }
 
-    /// Whether this node has led for long enough to tell who keeps up.
-    fn may_judge(&self) -> bool {
-        self.is_leader() && self.tick >= self.led_since() + self.limits.election_tick
+    /// Whether a member acknowledges, on the leader; one that has not yet may still, for an election
+    /// timeout after this node began to lead.
+    fn judged(&self, id: RaftId) -> Option<bool> {
+        let early = self.tick < self.led_since() + self.limits.election_tick;
+        let acknowledges = self.acknowledges(id);
+        (self.is_leader() && (acknowledges || !early)).then_some(acknowledges)
     }
 
     /// So many ticks in milliseconds.

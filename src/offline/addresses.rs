@@ -160,7 +160,7 @@ fn membership(vfs: &dyn Vfs, dir: &Path) -> Result<Membership> {
     let Some(record) = record else {
         return Err(refuse(
             dir,
-            "it holds no membership yet; start the node with join and an address of a member",
+            "it holds no membership yet; start the node with an address of a member",
         ));
     };
     Membership::decode(record).map_err(|reason| refuse(dir, reason))

@@ -12,6 +12,7 @@ use slog::warn;
 
 use crate::driver::boot::{Opened, blocking};
 use crate::driver::caller::Caller;
+use crate::driver::changes;
 use crate::driver::founding::decide::record;
 use crate::driver::founding::{self, End};
 use crate::driver::joining::{self, Look};
@@ -51,6 +52,12 @@ pub(super) async fn enter(
     let all = unique(entry.given().iter().cloned().chain(known), addr);
     if let Some((cluster, _)) = opened.identity.cluster {
         return resume(shared, caller, opened, &entry, all, cluster).await;
+    }
+    for addr in entry.given() {
+        changes::check_addr(addr).map_err(|_| Error::Config {
+            field: "peers",
+            reason: format!("{addr:?} is no host:port address, such as 10.0.0.1:5000"),
+        })?;
     }
     let interrupted = opened.interrupted_founding()?;
     let opened = match (entry, interrupted) {

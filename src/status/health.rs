@@ -11,11 +11,12 @@ use serde::Serialize;
 use super::{MemberStatus, Replication, Role, Status, VotingRole};
 use crate::types::NodeId;
 
-/// How well a cluster is, from bad to worse.
+/// How well a cluster is, the worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
-    /// Nothing is wrong that this node can know of.
+    /// Nothing is wrong that this node can know of; a follower knows its leader only. `Health::spare`
+    /// tells how many voters may fail: of one or two, none.
     Healthy,
     /// Something is wrong, and the cluster stands the failure of another voter.
     Degraded,
@@ -114,7 +115,7 @@ fn starting(s: &Status) -> Health {
     }
     let mut health = said(Level::Unavailable, "this node is no member of its cluster any more");
     let what = "it ends when the others have told it so".to_owned();
-    let remedy = "to enter again, start it with an empty data directory and join".to_owned();
+    let remedy = "to enter again, start it with an empty data directory".to_owned();
     health.problems.push(Problem { node: s.id, what, remedy });
     health
 }
@@ -146,13 +147,16 @@ fn spare(s: &Status, counts: impl Fn(&MemberStatus) -> bool) -> i64 {
 
 fn leading(s: &Status) -> Health {
     let receives = |m: &MemberStatus| m.replication == Some(Replication::Snapshot);
-    let helps = |m: &MemberStatus| m.reachable != Some(false) && m.acknowledges != Some(false);
-    let spare = spare(s, |m| helps(m) && !receives(m));
+    let there = |m: &MemberStatus| m.reachable != Some(false) && !receives(m);
+    let sure = spare(s, |m| there(m) && m.acknowledges == Some(true));
+    let hoped = spare(s, |m| there(m) && m.acknowledges != Some(false));
+    // Who has not answered a new leader yet is no lost majority.
+    let spare = sure.max(hoped.min(0));
     let problems: Vec<(bool, Problem)> =
         s.members.iter().filter_map(|m| Some((m.voter, about(s, m, spare)?))).collect();
     let level = match spare {
         ..0 => Level::Unavailable,
-        0 if problems.iter().any(|(voter, _)| *voter) => Level::AtRisk,
+        0 if !problems.is_empty() => Level::AtRisk,
         _ if problems.is_empty() => Level::Healthy,
         _ => Level::Degraded,
     };
@@ -203,7 +207,7 @@ fn about(s: &Status, m: &MemberStatus, spare: i64) -> Option<Problem> {
     if m.incarnation.is_empty() {
         return problem(
             format!("node {id} at {addr} was added, and its data directory has not joined yet"),
-            format!("start it with join, or Mailbox::remove({id})"),
+            format!("start it, or Mailbox::remove({id})"),
         );
     }
     if m.reachable == Some(false) {
@@ -232,6 +236,15 @@ fn about(s: &Status, m: &MemberStatus, spare: i64) -> Option<Problem> {
         return problem(
             format!("node {id} at {addr} is behind the log and receives a snapshot{percent}"),
             "it counts again once it has it".to_owned(),
+        );
+    }
+    if m.voter && m.acknowledges.is_none() {
+        return problem(
+            format!(
+                "node {id} at {addr} has not answered yet since this node leads, for {}",
+                time(s.leader_ms)
+            ),
+            "look again in a moment".to_owned(),
         );
     }
     if m.voter && m.acknowledges == Some(false) {

@@ -291,3 +291,13 @@ async fn a_directory_that_agreed_to_found_with_others_is_bound_to_it() {
     }
     assert_eq!(number(&nodes[1].mailbox.put("x").await), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_none_is_refused_at_once() {
+    for bad in ["127.0.0.1", "http://127.0.0.1:9301", ":5000"] {
+        let config = Config { durability: raftline::Durability::Volatile, ..config() };
+        let raft = Raft::new("127.0.0.1:0", Journal::default(), logger(), config).unwrap();
+        let said = raft.start(1, ["127.0.0.1:9300", bad]).await.unwrap_err().to_string();
+        assert!(said.contains("config: peers:") && said.contains("no host:port address"), "{said}");
+    }
+}

@@ -209,7 +209,7 @@ async fn whoever_is_turned_away_is_told_the_remedy() {
     handler.admit(&pb::Hello { from_boot: 5, ..hello() }).unwrap();
     let text = told(pb::Hello { from_boot: 4, ..hello() });
     assert!(text.contains("an older copy was restored"), "{text}");
-    assert!(text.contains("join with an empty directory"), "{text}");
+    assert!(text.contains("Start the node with an empty directory"), "{text}");
 
     let asked = pb::Request { cluster_id: other, kind: Some(Kind::Info(pb::Info {})) };
     let Some(Answer::Refused(refused)) = handler.call(asked).await.kind else { panic!() };

@@ -61,9 +61,8 @@ pub(crate) enum Reject {
     /// Rule 5.
     #[error(
         "the leader (raft id {from}) has seen this node acknowledge index {commit}, but its log \
-         ends at {last_index}: acknowledged entries are lost, as after restoring a backup or \
-         copying a data directory; remove this node from the cluster, empty its data directory \
-         and join again"
+         ends at {last_index}: acknowledged entries are lost, as after putting an older copy of a \
+         data directory back; empty the directory and start this node again"
     )]
     LostLog { from: RaftId, commit: Index, last_index: Index },
     /// Rule 5.

@@ -310,7 +310,7 @@ fn rule_5_heartbeat_beyond_the_log_is_fatal() {
     let lost = admit(&mut beat, 2, &e.view(2)).unwrap_err();
     assert_eq!(lost, Reject::LostLog { from: 2, commit: 7, last_index: 6 });
     assert_eq!(lost.severity(), Severity::Fatal);
-    assert!(lost.to_string().contains("remove this node from the cluster"), "{lost}");
+    assert!(lost.to_string().contains("empty the directory and start this node again"), "{lost}");
     // An old leader speaks of a log that a later one may have cut; raft does not heed it.
     beat.term = 1;
     assert_eq!(admit(&mut beat, 2, &e.view(2)), Ok(()));

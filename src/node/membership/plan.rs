@@ -441,17 +441,15 @@ fn record(known: &Member, wanted: Member) -> Verdict {
 
 fn member(m: &Membership, node_id: NodeId) -> Result<&Member, Error> {
     m.by_node(node_id).ok_or_else(|| {
-        Error::Membership(format!(
-            "node {node_id} is no member; add it first, or start it with join"
-        ))
+        Error::Membership(format!("node {node_id} is no member; add it first, or start it"))
     })
 }
 
 fn not_caught_up(node_id: NodeId, progress: Progress) -> Error {
     Error::Membership(match progress {
         Progress::Expected => format!(
-            "node {node_id} cannot vote yet: its data directory has not joined. Start it with \
-             join or start, then try again"
+            "node {node_id} cannot vote yet: its data directory has not joined. Start it, \
+             then try again"
         ),
         Progress::CatchingUp { matched, last } => format!(
             "node {node_id} has not caught up: it holds the log up to index {matched} of \

@@ -11,6 +11,7 @@ fn member(id: NodeId) -> MemberStatus {
         voter: true,
         replication: Some(Replication::Replicate),
         last_contact_ms: Some(100),
+        acknowledges: Some(true),
         reachable: Some(true),
         ..MemberStatus::default()
     }
@@ -134,7 +135,7 @@ fn learners_and_newcomers_do_not_count() {
     let (level, _, words) = judged(&leads(vec![member(1), member(2), member(3), named]));
     assert_eq!(level, Level::Degraded);
     assert!(words.contains("node 4 at n4:1 was added, and its data directory has not"), "{words}");
-    assert!(words.contains("(start it with join, or Mailbox::remove(4))"), "{words}");
+    assert!(words.contains("(start it, or Mailbox::remove(4))"), "{words}");
     // Another directory takes the place of the one that was lost.
     let again = MemberStatus { incarnation: "another".to_owned(), ..learner(member(3)) };
     let (.., words) = judged(&leads(vec![member(1), member(2), silent(3, 20_000), again]));
@@ -186,6 +187,16 @@ fn a_voter_that_acknowledges_nothing_does_not_count() {
 }
 
 #[test]
+fn a_new_leader_does_not_say_that_all_is_well() {
+    let unheard = |id| MemberStatus { acknowledges: None, ..member(id) };
+    let (level, spare, words) = judged(&leads(vec![member(1), member(2), unheard(3)]));
+    assert_eq!((level, spare), (Level::AtRisk, Some(0)));
+    assert!(words.contains("node 3 at n3:1 has not answered yet since this node leads"), "{words}");
+    let (level, ..) = judged(&leads(vec![member(1), unheard(2), unheard(3)]));
+    assert_eq!(level, Level::AtRisk, "it may still be that nobody is lost");
+}
+
+#[test]
 fn without_a_leader_it_says_who_is_missing() {
     let (level, _, words) =
         judged(&knows_none(vec![member(1), silent(2, 9_000), silent(3, 60_000)]));
@@ -227,7 +238,7 @@ fn before_and_after_its_membership_it_says_so() {
     let removed = Status { role: Role::Starting, ..leads(vec![member(2)]) };
     let words = removed.health().to_string();
     assert!(words.contains("no member of its cluster any more"), "{words}");
-    assert!(words.contains("start it with an empty data directory and join"), "{words}");
+    assert!(words.contains("start it with an empty data directory"), "{words}");
     let stopped = Status { role: Role::Stopped, ..leads(vec![member(1)]) };
     assert_eq!(stopped.health().to_string(), "unavailable: stopped");
 }
