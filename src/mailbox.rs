@@ -169,7 +169,9 @@ impl Mailbox {
         if self.shared.status.borrow().role == Role::Starting {
             return Ok(self.shared.status.borrow().clone());
         }
-        self.ask(SMALL, |reply| Event::Status { reply }).await
+        let mut status = self.ask(SMALL, |reply| Event::Status { reply }).await?;
+        self.shared.add_elsewhere(&mut status);
+        Ok(status)
     }
 
     /// The status as it changes; the newest is always there.

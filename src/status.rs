@@ -142,6 +142,9 @@ pub struct Status {
     pub disk_stalled: bool,
     /// The members that the first election waits for (`Config::min_members`); 0: for none.
     pub awaits_members: usize,
+    /// The address of the list it was started with, or of its configuration, behind which another
+    /// cluster was found than that of its data directory, and which; empty: none.
+    pub elsewhere: String,
     /// For what it waits before it belongs to a cluster; empty: for nothing.
     pub waiting: String,
     /// [`Status::health()`] in words: what is wrong, or that nothing is, and what to do.

@@ -230,7 +230,8 @@ impl EventLoop {
                 ports.forwarder.forward(leader, work);
             }
             Effect::SetPeers(membership) => self.set_peers(membership),
-            Effect::Publish(status) => {
+            Effect::Publish(mut status) => {
+                self.shared.add_elsewhere(&mut status);
                 self.shared.status.send_replace(*status);
             }
             Effect::Fatal(error) => return Err(error),

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use slog::Logger;
@@ -87,6 +87,8 @@ pub(crate) struct Shared {
     /// Where peers ask while this node founds together with others.
     pub(crate) desk: Desk,
     phase: watch::Sender<Phase>,
+    /// See [`Status::elsewhere`].
+    elsewhere: OnceLock<String>,
     view: RwLock<Arc<View>>,
     /// Calls of `leave` whose removal is under way, or may still happen.
     leaving: AtomicUsize,
@@ -108,6 +110,7 @@ impl Shared {
             status: watch::Sender::new(Status::default()),
             desk: Desk::default(),
             phase: watch::Sender::new(Phase::Idle),
+            elsewhere: OnceLock::new(),
             view: RwLock::default(),
             leaving: AtomicUsize::new(0),
             removed: AtomicBool::new(false),
@@ -166,6 +169,21 @@ impl Shared {
             words.clone_into(&mut s.waiting);
             s.reword();
         });
+    }
+
+    /// Another cluster than that of the data directory was found.
+    pub(crate) fn note_elsewhere(&self, what: String) {
+        // NB: what was found first is enough.
+        let _ = self.elsewhere.set(what);
+        self.status.send_modify(|s| self.add_elsewhere(s));
+    }
+
+    /// What the node itself cannot know of its status.
+    pub(crate) fn add_elsewhere(&self, status: &mut Status) {
+        if let Some(what) = self.elsewhere.get() {
+            what.clone_into(&mut status.elsewhere);
+            status.reword();
+        }
     }
 
     pub(crate) fn phase(&self) -> Phase {

@@ -56,6 +56,7 @@ impl Node {
             dropped_tail: self.dropped_tail.clone(),
             disk_stalled: self.stalled(),
             awaits_members: self.awaits_members().unwrap_or(0),
+            elsewhere: String::new(),
             waiting: String::new(),
             health: String::new(),
         };

@@ -95,8 +95,8 @@ async fn resume(
     known: Vec<String>,
     cluster: ClusterId,
 ) -> Result<Opened> {
-    if let Entry::Join { known: asked } = entry {
-        let asked = unique(asked.iter().cloned(), &shared.view().addr);
+    if !entry.given().is_empty() {
+        let asked = unique(entry.given().iter().cloned(), &shared.view().addr);
         drop(tokio::spawn(warn_of_another(shared.clone(), caller.clone(), asked, cluster)));
     }
     if opened.membership()?.is_none() {
@@ -245,9 +245,13 @@ async fn warn_of_another(shared: Arc<Shared>, caller: Caller, addrs: Vec<String>
         found = joining::find_cluster(&caller, &addrs, shared.config.request_timeout) => found,
     };
     if let Some((addr, theirs)) = found.cluster.filter(|(_, theirs)| *theirs != own) {
-        warn!(shared.logger, "the data directory belongs to another cluster than the address given \
-            to join; it resumes its own. To enter the other, start with an empty data directory";
-            "addr" => addr, "own" => %own, "other" => %theirs);
+        warn!(shared.logger, "the data directory belongs to another cluster than an address that was \
+            given; it resumes its own. To enter the other, start with an empty data directory";
+            "addr" => &addr, "own" => %own, "other" => %theirs);
+        shared.note_elsewhere(format!(
+            "the data directory belongs to cluster {own}, and {addr}, which was given, to cluster \
+             {theirs}"
+        ));
     }
 }
 

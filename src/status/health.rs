@@ -298,6 +298,12 @@ fn leaderless(s: &Status) -> Health {
         health.problems.push(Problem { node: 0, what, remedy: remedy.to_owned() });
         return health;
     }
+    if !s.elsewhere.is_empty() {
+        let remedy = "start it on the right directory, or with the right addresses; to enter the \
+            other cluster, with an empty directory";
+        let (what, remedy) = (s.elsewhere.clone(), remedy.to_owned());
+        health.problems.push(Problem { node: 0, what, remedy });
+    }
     let lacking = -spare(s, |m| m.reachable != Some(false));
     health.problems.push(if lacking > 0 {
         unanswered(lacking)

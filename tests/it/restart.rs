@@ -152,7 +152,7 @@ async fn a_node_with_data_warns_when_it_is_sent_to_another_cluster() {
     let logger = slog::Logger::root(lines.clone(), slog::o!());
     let raft = Raft::new(addr.as_str(), Journal::default(), logger, config).unwrap();
     let mailbox = raft.mailbox();
-    let task = tokio::spawn(raft.join(id, addr, None, other.addr.clone()));
+    let task = tokio::spawn(raft.start(id, [addr, other.addr.clone()]));
     // It resumes its own, and says that this may not be what was meant.
     assert_eq!(number(&mailbox.query(Vec::new()).await.unwrap()), 1);
     let warned = async {
@@ -161,6 +161,10 @@ async fn a_node_with_data_warns_when_it_is_sent_to_another_cluster() {
         }
     };
     timeout(crate::support::config().request_timeout, warned).await.unwrap();
+    let says = mailbox.wait_for(|s| !s.elsewhere.is_empty()).await.unwrap().elsewhere;
+    assert!(says.contains("the data directory belongs to cluster"), "{says}");
+    assert!(says.contains(&format!("and {}, which was given, to cluster", other.addr)), "{says}");
+    assert_eq!(mailbox.status().await.unwrap().elsewhere, says);
     mailbox.shutdown().await.unwrap();
     task.await.unwrap().unwrap();
     other.crash().await;

@@ -209,6 +209,9 @@ fn without_a_leader_it_says_who_is_missing() {
     let (level, _, words) = judged(&knows_none(vec![member(1), member(2), silent(3, 60_000)]));
     assert_eq!(level, Level::Unavailable);
     assert!(words.contains("an election is under way"), "{words}");
+    let lost = Status { elsewhere: "elsewhere".to_owned(), ..knows_none(vec![member(1)]) };
+    let (.., words) = judged(&lost);
+    assert!(words.contains("; elsewhere (start it on the right directory"), "{words}");
     let held = Status { awaits_members: 3, ..knows_none(vec![member(1)]) };
     let (.., words) = judged(&held);
     assert!(words.contains("waits for 3 members (Config::min_members)"), "{words}");
