@@ -188,9 +188,12 @@ impl Oracle {
         let before = self.incarnations.insert(id, incarnation);
         let old = self.disks.remove(&id);
         let named = |name: &(NodeId, Incarnation)| Some(name.1) == before && name.0 == id;
-        let lost = self.names.iter().find(|(_, name)| named(name)).map(|(raft_id, _)| *raft_id);
-        if let (Some(raft_id), Some(old)) = (lost, old) {
-            self.given_up.entry(raft_id).or_insert(old.durable);
+        // One that was removed before it heard of its raft id has been let in again under another.
+        let lost = self.names.iter().filter(|(_, name)| named(name)).map(|(raft_id, _)| *raft_id);
+        if let Some(old) = old {
+            for raft_id in lost {
+                self.given_up.entry(raft_id).or_insert_with(|| old.durable.clone());
+            }
         }
         self.last.remove(&id);
     }
