@@ -56,8 +56,9 @@ impl Node {
                 true => self.limits.heartbeat_tick * 2,
                 false => self.limits.election_tick,
             };
-            let live = progress.state == ProgressState::Replicate
-                && self.silent_ticks(*id).is_some_and(|t| t <= longest);
+            // NB: whoever holds everything stays in Probe until there is something to send.
+            let follows = progress.state == ProgressState::Replicate || progress.matched >= last;
+            let live = follows && self.silent_ticks(*id).is_some_and(|t| t <= longest);
             if !live {
                 rounds.remove(id);
                 continue;
@@ -85,7 +86,6 @@ impl Node {
     pub(in crate::node) fn acknowledges(&self, id: RaftId) -> bool {
         let keeps_up = |p: &raft_rs::Progress| {
             let follows = p.state == ProgressState::Replicate && self.has_caught_up(id);
-            // NB: whoever holds everything stays in Probe until there is something to send.
             follows || p.matched >= self.last_index()
         };
         id == self.raft_id
