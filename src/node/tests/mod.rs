@@ -92,7 +92,6 @@ scripts! {
     r17_leader_leaves
     r17_membership
     r17_new_leader_waits
-    r17_promotion_of_an_idle_learner
     r17_promotion_waits
     r17_readmission
     r17_readmission_waits
