@@ -353,7 +353,11 @@ impl World {
         let knows = |m: &Member| {
             let record = self.oracle.durable(m.node_id).membership;
             let record = record.and_then(|r| Membership::decode(r).ok());
-            record.is_some_and(|known| known.members.iter().all(right))
+            // One that lags and knows other members cannot find those that came since.
+            let all = |known: &Membership| {
+                newest.members.iter().all(|m| known.by_raft(m.raft_id).is_some())
+            };
+            record.is_some_and(|known| known.members.iter().all(right) && all(&known))
         };
         newest.members.iter().filter(|m| m.has_joined()).all(|m| right(m) && knows(m))
     }
