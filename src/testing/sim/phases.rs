@@ -170,8 +170,13 @@ impl World {
         let ids = self.members_up();
         assert!(!ids.is_empty(), "I15: a cluster at rest has lost its leader: {}", self.picture());
         for id in ids {
-            // A removal that was asked for before may end a node meanwhile.
-            let ended = |w: &Self| !w.machines[&id].is_up() && w.was_removed(id);
+            // A removal that was asked for before may end a node meanwhile, and a join that was asked
+            // for too early may put another directory in its place.
+            let generation = self.machines[&id].generation;
+            let ended = |w: &Self| {
+                let m = &w.machines[&id];
+                m.generation != generation || (!m.is_up() && w.was_removed(id))
+            };
             if ended(self) {
                 continue;
             }
