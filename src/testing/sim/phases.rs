@@ -169,10 +169,10 @@ impl World {
     fn demand_answers(&mut self) {
         let ids = self.members_up();
         assert!(!ids.is_empty(), "I15: a cluster at rest has lost its leader: {}", self.picture());
-        for id in ids {
+        let generation = |id: NodeId| (id, self.machines[&id].generation);
+        for (id, generation) in ids.into_iter().map(generation).collect::<Vec<_>>() {
             // A removal that was asked for before may end a node meanwhile, and a join that was asked
             // for too early may put another directory in its place.
-            let generation = self.machines[&id].generation;
             let ended = |w: &Self| {
                 let m = &w.machines[&id];
                 m.generation != generation || (!m.is_up() && w.was_removed(id))
