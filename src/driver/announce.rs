@@ -82,27 +82,18 @@ fn others(view: &View, me: RaftId, peers: &[String]) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::transport::Peer;
-    use crate::types::{ClusterId, ConfState, Incarnation, Member, Membership};
-    use bytes::Bytes;
+    use crate::types::{ClusterId, ConfState, Member, Membership};
 
     #[test]
     fn members_that_moved_are_asked_where_they_say_that_they_are() {
-        let member = |n: u64| Member {
-            node_id: n,
-            raft_id: n,
-            incarnation: Incarnation::from_u128(u128::from(n)),
-            addr: format!("n{n}:1"),
-            metadata: Bytes::new(),
-            learner_only: false,
-        };
         let membership = Membership {
             cluster_id: ClusterId::from_u128(9),
             index: 5,
             conf_state: ConfState { voters: vec![1, 2, 3], ..ConfState::default() },
-            members: [1, 2, 3].map(member).into(),
+            members: [1, 2, 3].map(Member::numbered).into(),
             next_raft_id: 4,
         };
-        let Member { raft_id, node_id, incarnation, .. } = member(3);
+        let Member { raft_id, node_id, incarnation, .. } = Member::numbered(3);
         let mut view = View { membership: Some(membership), ..View::default() };
         let moved = Peer { raft_id, node_id, incarnation, addr: "n3:9".to_owned() };
         view.hints.heard(view.membership.as_ref(), moved);

@@ -250,20 +250,11 @@ mod tests {
     use crate::driver::shared::View;
     use crate::transport::Peer;
     use crate::types::{ClusterId, ConfState, Incarnation};
-    use bytes::Bytes;
 
     fn member_of_two() -> Arc<Shared> {
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let shared = Arc::new(Shared::new(Config::default(), logger, |_| Ok(())));
         let cluster_id = ClusterId::from_u128(9);
-        let member = |n: u64| Member {
-            node_id: n,
-            raft_id: n,
-            incarnation: Incarnation::from_u128(u128::from(n)),
-            addr: format!("n{n}:1"),
-            metadata: Bytes::new(),
-            learner_only: false,
-        };
         shared.update_view(|view| {
             *view = View {
                 identity: Some(Identity {
@@ -276,7 +267,7 @@ mod tests {
                     cluster_id,
                     index: 5,
                     conf_state: ConfState { voters: vec![1, 2], ..ConfState::default() },
-                    members: vec![member(1), member(2)],
+                    members: vec![Member::numbered(1), Member::numbered(2)],
                     next_raft_id: 3,
                 }),
                 ..View::default()

@@ -195,6 +195,21 @@ impl Membership {
     }
 }
 
+#[cfg(test)]
+impl Member {
+    /// One whose node id, raft id, incarnation and address are this number.
+    pub(crate) fn numbered(n: u64) -> Self {
+        Self {
+            node_id: n,
+            raft_id: n,
+            incarnation: Incarnation::from_u128(u128::from(n)),
+            addr: format!("n{n}:1"),
+            metadata: Bytes::new(),
+            learner_only: false,
+        }
+    }
+}
+
 impl Member {
     /// Whether its data directory has joined; until then it is a name that is kept for it.
     pub fn has_joined(&self) -> bool {

@@ -5,14 +5,6 @@ use crate::driver::hints::Hints;
 use crate::types::{ConfState, Identity, Member, Membership};
 
 fn view() -> View {
-    let member = |n: u64| Member {
-        node_id: n,
-        raft_id: n,
-        incarnation: Incarnation::from_u128(u128::from(n)),
-        addr: format!("n{n}:1"),
-        metadata: Bytes::new(),
-        learner_only: false,
-    };
     View {
         identity: Some(Identity {
             node_id: 1,
@@ -24,7 +16,7 @@ fn view() -> View {
             cluster_id: ClusterId::from_u128(9),
             index: 5,
             conf_state: ConfState { voters: vec![1, 2], ..ConfState::default() },
-            members: vec![member(1), member(2)],
+            members: vec![Member::numbered(1), Member::numbered(2)],
             next_raft_id: 4,
         }),
         addr: "n1:1".to_owned(),

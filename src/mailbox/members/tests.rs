@@ -9,7 +9,7 @@ use crate::driver::inbox::Classes;
 use crate::driver::shared::Shared;
 use crate::error::Outcome;
 use crate::node::event::Applied;
-use crate::types::{ClusterId, ConfState, Incarnation, Membership};
+use crate::types::{ClusterId, ConfState, Membership};
 
 /// One answer.
 type Says = fn() -> Result<Progress>;
@@ -46,14 +46,7 @@ async fn answer(shared: Arc<Shared>, mut answers: VecDeque<Says>) {
 
 /// Voters 1 and 2, and 4, a learner for good.
 fn members() -> Membership {
-    let member = |n: u64| Member {
-        node_id: n,
-        raft_id: n,
-        incarnation: Incarnation::from_u128(u128::from(n)),
-        addr: format!("n{n}:1"),
-        metadata: Bytes::new(),
-        learner_only: n == 4,
-    };
+    let member = |n: u64| Member { learner_only: n == 4, ..Member::numbered(n) };
     Membership {
         cluster_id: ClusterId::from_u128(9),
         index: 5,
