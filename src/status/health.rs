@@ -62,8 +62,8 @@ pub struct Health {
     /// In a word.
     pub level: Level,
     /// How many more voters may fail at once, whichever they are, and the rest still commits; while
-    /// members change by joint consensus, in the weaker half. A voter that is not heard from, or
-    /// waits for a snapshot, counts as failed. None where this node does not lead: it cannot tell.
+    /// members change by joint consensus, in the weaker half. A voter that is not heard from,
+    /// acknowledges nothing, or waits for a snapshot, counts as failed. None where this node does not lead: it cannot tell.
     pub spare: Option<usize>,
     /// In a sentence.
     pub summary: String,

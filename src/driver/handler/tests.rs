@@ -82,6 +82,9 @@ fn a_peer_that_moved_is_reached_where_its_newest_start_says() {
     assert_eq!(reached(), [(2, "n2:9".to_owned())]);
     handler.admit(&hello()).unwrap_err();
     assert_eq!(reached(), [(2, "n2:9".to_owned())], "an older start says nothing");
+    // Or two streams would take turns in saying something new.
+    handler.admit(&pb::Hello { from_boot: 2, from_addr: String::new(), ..hello() }).unwrap();
+    assert_eq!(reached(), [(2, "n2:9".to_owned())], "nor does a stream without an address");
     // One that joined after what this node has applied.
     let newer = pb::Hello { from: 4, from_node: 7, from_addr: "n7:1".to_owned(), ..hello() };
     handler.admit(&newer).unwrap();

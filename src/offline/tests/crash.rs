@@ -150,3 +150,15 @@ fn log_and_identity_of_two_clusters_start_nobody() {
     let error = recover_alone(&disk, 1).unwrap_err().to_string();
     assert!(error.contains("files of two directories are mixed"), "{error}");
 }
+
+/// Who founds anew is no learner for good: its place is taken over, wish and all, when its disk is lost.
+#[test]
+fn a_directory_that_was_a_lasting_learner_votes_like_any_other() {
+    let disk = FaultyVfs::new();
+    let mut members = membership(&[1, 2, 3], 4);
+    members.members[0].learner_only = true;
+    make(&disk, 1, &members, at(15, 2));
+    recover_alone(&disk, 1).unwrap();
+    let founded = look(&disk, 1).membership.unwrap();
+    assert!(!founded.members[0].learner_only, "{founded:?}");
+}
