@@ -4,9 +4,11 @@
 //! transport and the snapshotter, so that neither user code nor another runtime's load can stall
 //! a heartbeat. Invariants:
 //! - it awaits the inbox alone, which ends at the tick at the latest (R13), and yields once
-//!   between its appends to the network and its wake-up of the log;
+//!   between what it hands to the network and its wake-ups of the log and the Store;
 //! - per turn: completions, messages, requests, and last at most one tick, if due (H15);
-//! - every effect is dispatched, none is awaited: disk, network and Store are elsewhere (R12);
+//! - every effect is dispatched, none is awaited: network and Store are elsewhere, and the disk,
+//!   but for what it does at once while nothing else waits (R12: a non-leader that waits for its
+//!   disk need not tick);
 //! - requests beyond a turn's budget wait here, in order, bounded by their permits.
 
 use std::collections::VecDeque;
@@ -27,7 +29,7 @@ use crate::node::Node;
 use crate::node::effect::Effect;
 use crate::node::event::Event;
 use crate::transport::Transport;
-use crate::types::{Membership, Message};
+use crate::types::Membership;
 
 /// Requests that the node takes in one turn; the rest waits for the next.
 const REQUESTS_PER_TURN: usize = 8192;
@@ -97,8 +99,8 @@ pub(crate) struct EventLoop {
     drain_until: Option<Instant>,
     /// Jobs of this turn, in order.
     for_store: Vec<Job>,
-    /// Appends were handed to the transport since the log was woken.
-    sent_appends: bool,
+    /// Something was handed to tasks of this runtime, which wait for this one.
+    sent: bool,
 }
 
 impl EventLoop {
@@ -114,7 +116,7 @@ impl EventLoop {
             effects: Vec::new(),
             drain_until: None,
             for_store: Vec::new(),
-            sent_appends: false,
+            sent: false,
         }
     }
 
@@ -124,6 +126,7 @@ impl EventLoop {
     /// What the node cannot go on from.
     pub(crate) async fn run(mut self) -> Result<(), Error> {
         let end = self.turns().await;
+        self.wake_store();
         if let Ok(Stop::Drain) = end {
             self.ports.log.close(Close::Seal);
         }
@@ -135,7 +138,7 @@ impl EventLoop {
     /// Turn after turn, until the order to stop was carried out.
     async fn turns(&mut self) -> Result<Stop, Error> {
         self.dispatch()?;
-        self.follow_up().await;
+        self.follow_up().await?;
         loop {
             self.shared.inbox.turn(self.ticks.next, !self.backlog.is_empty()).await;
             self.shared.inbox.take(&mut self.taken);
@@ -146,11 +149,11 @@ impl EventLoop {
             }
             self.feed();
             self.dispatch()?;
-            self.follow_up().await;
+            self.follow_up().await?;
             if self.ticks.is_due(Instant::now()) {
                 self.node.handle(Event::Tick);
                 self.dispatch()?;
-                self.follow_up().await;
+                self.follow_up().await?;
             }
             if self.is_drained() {
                 return Ok(Stop::Drain);
@@ -159,12 +162,21 @@ impl EventLoop {
     }
 
     /// After a dispatch: the network, then the log, then the Store. A wake-up of another thread
-    /// costs as much as sending to all peers; and a leader's own disk is nearer than theirs.
-    async fn follow_up(&mut self) {
-        if std::mem::take(&mut self.sent_appends) && self.ports.log.is_asleep() {
+    /// costs as much as sending to all peers; and a leader's own disk is nearer than theirs. What
+    /// this thread has written itself is acknowledged first, in the turn that follows at once.
+    async fn follow_up(&mut self) -> Result<(), Error> {
+        let sent = std::mem::take(&mut self.sent);
+        if sent && (self.ports.log.is_asleep() || !self.for_store.is_empty()) {
             tokio::task::yield_now().await;
         }
-        self.ports.log.wake();
+        if !self.ports.log.write_here(!sent)? {
+            self.ports.log.wake();
+            self.wake_store();
+        }
+        Ok(())
+    }
+
+    fn wake_store(&mut self) {
         for job in self.for_store.drain(..) {
             self.ports.apply.push(job);
         }
@@ -210,7 +222,7 @@ impl EventLoop {
         let ports = &self.ports;
         match effect {
             Effect::Send(messages) => {
-                self.sent_appends |= messages.iter().any(Message::is_bulk);
+                self.sent = true;
                 ports.transport.send(messages);
             }
             Effect::Persist { number, batch } => ports.log.append(number, batch),
@@ -220,12 +232,16 @@ impl EventLoop {
                 self.for_store.push(Job::Capture { position, membership });
             }
             Effect::Install { meta } => self.for_store.push(Job::Install { meta }),
-            Effect::SendSnapshot { to, message } => ports.snapshotter.send(to, message),
+            Effect::SendSnapshot { to, message } => {
+                self.sent = true;
+                ports.snapshotter.send(to, message);
+            }
             Effect::Compact { through, keep_snapshot } => {
                 ports.log.compact(through);
                 ports.snapshotter.retain(keep_snapshot);
             }
             Effect::Forward { leader, work } => {
+                self.sent = true;
                 let leader = self.shared.view().reach(leader);
                 ports.forwarder.forward(leader, work);
             }

@@ -1,9 +1,12 @@
 //! The log thread: owns the log, takes everything that is queued, writes and syncs it as one.
 //!
-//! Invariants:
+//! A write that nothing else has to wait for is done by the event loop itself, where that is
+//! quick: on a follower, two of the hand-overs between threads that make up the latency of a
+//! lone client. Invariants:
 //! - batches reach the log in the order in which they were queued, and `Persisted` names the last
-//!   one of a synced group;
-//! - a compaction runs after every batch queued before it (R10: the snapshot's record first);
+//!   one of a synced group, through the inbox, whoever wrote it;
+//! - a compaction runs after every batch queued before it (R10: the snapshot's record first), and
+//!   on the log thread;
 //! - after an error nothing is written any more, ever: the node stops (R5);
 //! - the queue holds no more than what is in flight: proposals are bounded by their permits,
 //!   appends of a leader by `max_inflight_msgs` times `max_size_per_msg`.
@@ -12,7 +15,9 @@ use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use super::inbox::Inbox;
 use super::shared::Shared;
 use crate::error::{Error, StorageError};
 use crate::log::{LogBatch, LogStorage};
@@ -36,31 +41,99 @@ pub(crate) enum Close {
     Abandon,
 }
 
-#[derive(Debug, Default)]
+/// A write that took longer than this is not for the event loop.
+const SLOW: Duration = Duration::from_millis(10);
+/// So long after a slow write the log thread does them all.
+const SLOW_FOR: Duration = Duration::from_secs(1);
+/// A write that is quicker than this waits for no disk.
+const INSTANT: Duration = Duration::from_micros(20);
+/// Bytes of entries that are not for the event loop: there is load, and it has more to do.
+const MUCH: usize = 64 << 10;
+
+#[derive(Debug)]
 struct State {
     jobs: Vec<Job>,
     close: Option<Close>,
     /// Jobs are there, and the thread may be waiting.
     asleep: bool,
+    /// Somebody writes what was taken; nothing else may be written before that is done.
+    writing: bool,
+    /// What the jobs cost: nothing, when no more than their number has to be told.
+    bytes: usize,
+    /// How long the last write took.
+    took: Duration,
+    slow_until: Option<Instant>,
+    /// Emptied, for the next jobs.
+    spare: Vec<Job>,
 }
 
-/// The way to the log thread; pushing never blocks.
-#[derive(Debug, Default)]
+impl State {
+    fn take(&mut self) -> Vec<Job> {
+        (self.asleep, self.bytes) = (false, 0);
+        self.writing = !self.jobs.is_empty();
+        mem::replace(&mut self.jobs, mem::take(&mut self.spare))
+    }
+
+    /// Whether the event loop may write what is queued: `idle` when nothing waits for it.
+    fn suits_the_loop(&mut self, idle: bool) -> bool {
+        if self.jobs.is_empty() || self.writing || self.close.is_some() || self.bytes >= MUCH {
+            return false;
+        }
+        if self.bytes == 0 || self.took < INSTANT {
+            return true;
+        }
+        if self.slow_until.is_some_and(|until| until > Instant::now()) {
+            return false;
+        }
+        self.slow_until = None;
+        idle
+    }
+
+    fn written(&mut self, took: Option<Duration>, emptied: Vec<Job>) {
+        (self.writing, self.spare) = (false, emptied);
+        let Some(took) = took else { return };
+        self.took = took;
+        if took > SLOW {
+            self.slow_until = Some(Instant::now() + SLOW_FOR);
+        }
+    }
+}
+
+/// The way to the log; pushing never blocks.
+#[derive(Debug)]
 pub(crate) struct LogQueue {
     state: Mutex<State>,
     wake: Condvar,
+    /// None once the log thread has ended.
+    writer: Mutex<Option<Writer>>,
 }
 
 impl LogQueue {
+    pub(crate) fn new(log: Box<dyn LogStorage>, inbox: Arc<Inbox>) -> Self {
+        let state = State {
+            jobs: Vec::new(),
+            close: None,
+            asleep: false,
+            writing: false,
+            bytes: 0,
+            took: SLOW,
+            slow_until: None,
+            spare: Vec::new(),
+        };
+        let writer = Writer { log, inbox, batches: Vec::new() };
+        Self { state: Mutex::new(state), wake: Condvar::new(), writer: Mutex::new(Some(writer)) }
+    }
+
     /// Queues a batch; `Persisted` with its number, or a later one, follows, once
     /// [`LogQueue::wake`] was called.
     pub(crate) fn append(&self, number: u64, batch: LogBatch) {
-        self.push(Job::Append { number, batch });
+        let bytes = cost(&batch);
+        self.push(Job::Append { number, batch }, bytes);
     }
 
     /// Queues a compaction, which waits for [`LogQueue::wake`], too.
     pub(crate) fn compact(&self, through: Position) {
-        self.push(Job::Compact(through));
+        self.push(Job::Compact(through), MUCH);
     }
 
     /// Whether something was queued that the log thread has not been woken for.
@@ -77,33 +150,122 @@ impl LogQueue {
         asleep
     }
 
+    /// Writes what is queued on the caller's thread, if that is quick, and if the caller has
+    /// nothing else to do (`idle`) or need not wait at all; whether it did.
+    ///
+    /// # Errors
+    /// Those of the log, which is not written any more; `Internal` when it panicked.
+    pub(crate) fn write_here(&self, idle: bool) -> Result<bool, Error> {
+        let jobs = {
+            let mut state = self.lock();
+            if !state.suits_the_loop(idle) {
+                return Ok(false);
+            }
+            state.take()
+        };
+        self.write(jobs)?;
+        Ok(true)
+    }
+
+    fn write(&self, mut jobs: Vec<Job>) -> Result<(), Error> {
+        let written = {
+            let mut writer = self.writer();
+            let Some(writer) = writer.as_mut() else { return Ok(()) };
+            contained(|| writer.write(&mut jobs))
+        };
+        match written {
+            Ok(took) => self.lock().written(took, jobs),
+            Err(e) => {
+                self.close(Close::Abandon);
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
     /// Ends the log thread; the first order counts.
     pub(crate) fn close(&self, how: Close) {
         self.lock().close.get_or_insert(how);
         self.wake.notify_one();
     }
 
-    fn push(&self, job: Job) {
+    fn push(&self, job: Job, bytes: usize) {
         let mut state = self.lock();
         if state.close.is_some() {
             return;
         }
         state.asleep |= state.jobs.is_empty();
+        state.bytes += bytes;
         state.jobs.push(job);
     }
 
     /// Waits for work; the order to close comes with the last of it.
-    fn take(&self, into: &mut Vec<Job>) -> Option<Close> {
+    fn wait(&self) -> (Vec<Job>, Option<Close>) {
         let mut state = self.lock();
         while state.jobs.is_empty() && state.close.is_none() {
             state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        mem::swap(&mut state.jobs, into);
-        state.close
+        (state.take(), state.close)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Option<Writer>> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a batch counts for; a reset removes files.
+fn cost(batch: &LogBatch) -> usize {
+    if batch.is_empty() {
+        return 0;
+    }
+    let entries: usize = batch.entries.iter().map(|e| e.data.len()).sum();
+    1 + entries + if batch.reset.is_some() { MUCH } else { 0 }
+}
+
+#[derive(Debug)]
+struct Writer {
+    log: Box<dyn LogStorage>,
+    inbox: Arc<Inbox>,
+    batches: Vec<LogBatch>,
+}
+
+impl Writer {
+    /// How long the disk took, if it had to do anything.
+    fn write(&mut self, jobs: &mut Vec<Job>) -> Result<Option<Duration>, StorageError> {
+        let start = Instant::now();
+        let mut last = None;
+        for job in jobs.drain(..) {
+            match job {
+                Job::Append { number, batch } => {
+                    last = Some(number);
+                    if !batch.is_empty() {
+                        self.batches.push(batch);
+                    }
+                }
+                Job::Compact(through) => {
+                    self.flush(last.take())?;
+                    self.log.compact(through)?;
+                }
+            }
+        }
+        let wrote = self.flush(last)?;
+        Ok(wrote.then(|| start.elapsed()))
+    }
+
+    /// Whether there was anything to write.
+    fn flush(&mut self, last: Option<u64>) -> Result<bool, StorageError> {
+        let Some(number) = last else { return Ok(false) };
+        let wrote = !self.batches.is_empty();
+        if wrote {
+            self.log.append(&self.batches)?;
+            self.batches.clear();
+        }
+        self.inbox.complete(Event::Persisted { number });
+        Ok(wrote)
     }
 }
 
@@ -111,168 +273,40 @@ impl LogQueue {
 ///
 /// # Errors
 /// When the operating system gives no thread.
-pub(crate) fn spawn(
-    log: Box<dyn LogStorage>,
-    queue: Arc<LogQueue>,
-    shared: Arc<Shared>,
-) -> std::io::Result<JoinHandle<()>> {
+pub(crate) fn spawn(queue: Arc<LogQueue>, shared: Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("raftline-log".to_owned()).spawn(move || {
-        let ran = catch_unwind(AssertUnwindSafe(|| run(log, &queue, &shared)));
-        let error = match ran {
-            Ok(Ok(())) => return,
-            Ok(Err(e)) => Error::Storage(e),
-            Err(panic) => Error::Internal { part: "log writer", reason: panic_text(&*panic) },
-        };
-        queue.close(Close::Abandon);
-        shared.fatal.report(error);
+        let ran = run(&queue);
+        // The directory's lock goes with the log.
+        let gone = contained(|| {
+            drop(queue.writer().take());
+            Ok(())
+        });
+        if let Err(error) = ran.and(gone) {
+            shared.fatal.report(error);
+        }
     })
 }
 
-fn run(
-    mut log: Box<dyn LogStorage>,
-    queue: &LogQueue,
-    shared: &Shared,
-) -> Result<(), StorageError> {
-    let mut jobs = Vec::new();
-    let mut batches = Vec::new();
+fn run(queue: &LogQueue) -> Result<(), Error> {
     loop {
-        let close = queue.take(&mut jobs);
+        let (jobs, close) = queue.wait();
         if close == Some(Close::Abandon) {
             return Ok(());
         }
-        let mut last = None;
-        for job in jobs.drain(..) {
-            match job {
-                Job::Append { number, batch } => {
-                    last = Some(number);
-                    if !batch.is_empty() {
-                        batches.push(batch);
-                    }
-                }
-                Job::Compact(through) => {
-                    flush(&mut *log, &mut batches, last.take(), shared)?;
-                    log.compact(through)?;
-                }
-            }
-        }
-        flush(&mut *log, &mut batches, last, shared)?;
+        queue.write(jobs)?;
         if close == Some(Close::Seal) {
-            return log.close();
+            let mut writer = queue.writer();
+            return contained(|| writer.as_mut().map_or(Ok(()), |writer| writer.log.close()));
         }
     }
 }
 
-fn flush(
-    log: &mut dyn LogStorage,
-    batches: &mut Vec<LogBatch>,
-    last: Option<u64>,
-    shared: &Shared,
-) -> Result<(), StorageError> {
-    let Some(number) = last else { return Ok(()) };
-    if !batches.is_empty() {
-        log.append(batches)?;
-        batches.clear();
+fn contained<T>(call: impl FnOnce() -> Result<T, StorageError>) -> Result<T, Error> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(done) => Ok(done?),
+        Err(panic) => Err(Error::Internal { part: "log writer", reason: panic_text(&*panic) }),
     }
-    shared.inbox.complete(Event::Persisted { number });
-    Ok(())
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use super::*;
-    use crate::config::Config;
-    use crate::driver::inbox::Classes;
-    use crate::log::memory::MemoryLog;
-    use crate::log::{Recovered, SnapshotRecord};
-    use crate::types::{Entry, Identity};
-
-    /// Tells what was done, in order.
-    #[derive(Debug)]
-    struct Told {
-        log: MemoryLog,
-        calls: Arc<Mutex<Vec<String>>>,
-    }
-
-    impl Told {
-        fn tell(&self, call: String) {
-            self.calls.lock().unwrap().push(call);
-        }
-    }
-
-    impl LogStorage for Told {
-        fn load(&mut self) -> Result<Recovered, StorageError> {
-            self.log.load()
-        }
-
-        fn identify(&mut self, identity: &Identity) -> Result<(), StorageError> {
-            self.log.identify(identity)
-        }
-
-        fn append(&mut self, batches: &[LogBatch]) -> Result<(), StorageError> {
-            self.tell(format!("append {}", batches.len()));
-            self.log.append(batches)
-        }
-
-        fn compact(&mut self, through: Position) -> Result<(), StorageError> {
-            self.tell(format!("compact {}", through.index));
-            self.log.compact(through)
-        }
-
-        fn close(&mut self) -> Result<(), StorageError> {
-            self.tell("close".to_owned());
-            self.log.close()
-        }
-    }
-
-    fn entry(index: u64) -> LogBatch {
-        let entry = Entry { term: 1, index, ..Entry::default() };
-        let position = Position { index, term: 1 };
-        LogBatch {
-            entries: vec![entry],
-            snapshot: Some(SnapshotRecord { position, installing: false }),
-            ..LogBatch::default()
-        }
-    }
-
-    fn run_to_the_end(queue: LogQueue) -> (Vec<String>, Vec<Event>) {
-        let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let shared = Arc::new(Shared::new(Config::default(), logger, |_| Ok(())));
-        let calls = Arc::default();
-        let log = Told { log: MemoryLog::new(), calls: Arc::clone(&calls) };
-        spawn(Box::new(log), Arc::new(queue), shared.clone()).unwrap().join().unwrap();
-        assert!(!shared.fatal.is_reported());
-        let mut classes = Classes::default();
-        shared.inbox.take(&mut classes);
-        let calls = calls.lock().unwrap().clone();
-        (calls, classes.completions)
-    }
-
-    #[test]
-    fn what_is_queued_is_one_write_and_a_compaction_keeps_its_place() {
-        let queue = LogQueue::default();
-        queue.append(1, entry(1));
-        queue.append(2, entry(2));
-        queue.append(3, LogBatch::default());
-        queue.compact(Position { index: 1, term: 1 });
-        queue.append(4, entry(3));
-        queue.close(Close::Seal);
-        queue.append(5, entry(4));
-        let (calls, told) = run_to_the_end(queue);
-        assert_eq!(calls, ["append 2", "compact 1", "append 1", "close"]);
-        assert!(matches!(
-            told[..],
-            [Event::Persisted { number: 3 }, Event::Persisted { number: 4 }]
-        ));
-    }
-
-    #[test]
-    fn an_abandoned_log_is_neither_written_nor_sealed() {
-        let queue = LogQueue::default();
-        queue.append(1, entry(1));
-        queue.close(Close::Abandon);
-        queue.close(Close::Seal);
-        let (calls, told) = run_to_the_end(queue);
-        assert!(calls.is_empty() && told.is_empty(), "{calls:?} {told:?}");
-    }
-}
+mod tests;

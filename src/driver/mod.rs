@@ -128,8 +128,8 @@ fn launch<S: Store>(start: Start<S>) -> Result<(Order, JoinHandle<()>)> {
         Some(seed) => seed,
         None => boot::random_seed()?,
     };
-    let queue = Arc::new(LogQueue::default());
-    let log_thread = log_writer::spawn(log, queue.clone(), shared.clone())
+    let queue = Arc::new(LogQueue::new(log, shared.inbox.clone()));
+    let log_thread = log_writer::spawn(queue.clone(), shared.clone())
         .map_err(|e| Error::Internal { part: "log writer", reason: e.to_string() })?;
     let parts = applier::Parts {
         inbox: shared.inbox.clone(),
