@@ -58,6 +58,13 @@ pub enum Error {
     /// of the voters cannot reach each other.
     #[error("no leader is known; a majority of the voters may be unreachable")]
     NoLeader,
+    /// The node belongs to no cluster yet, or has not read its log yet. Not applied. Try again; the
+    /// text says for what it waits ([`crate::Status::waiting`]).
+    #[error("the node has not started yet{}", for_what(.waiting))]
+    NotStarted {
+        /// For what it waits; empty: it is about to start.
+        waiting: String,
+    },
     /// Another entry was committed in this one's place. Not applied, and never will be. Try again.
     #[error("the proposal was replaced by another leader's entry and did not take effect")]
     Dropped,
@@ -255,6 +262,7 @@ impl Error {
             | Self::Internal { .. } => Outcome::Unknown,
             Self::NotLeader { .. }
             | Self::NoLeader
+            | Self::NotStarted { .. }
             | Self::Invalid(_)
             | Self::Dropped
             | Self::Overloaded { .. }
@@ -283,6 +291,7 @@ impl Error {
             self,
             Self::NotLeader { .. }
                 | Self::NoLeader
+                | Self::NotStarted { .. }
                 | Self::Dropped
                 | Self::Overloaded { .. }
                 | Self::Timeout
@@ -297,6 +306,10 @@ impl Error {
             _ => None,
         }
     }
+}
+
+fn for_what(waiting: &str) -> String {
+    if waiting.is_empty() { "; try again".to_owned() } else { format!(": {waiting}") }
 }
 
 fn hint(leader: &Option<Leader>) -> String {

@@ -283,15 +283,14 @@ impl Mailbox {
 
     /// Where the deadline passed and nobody leads, that is what the caller can act upon.
     fn explain<T>(&self, result: Result<T>) -> Result<T> {
-        let leaderless = || {
-            let status = self.shared.status.borrow();
-            let running = !matches!(status.role, Role::Starting | Role::Stopped);
-            running && status.leader_id == 0
-        };
-        match result {
-            Err(Error::Timeout) if leaderless() => Err(Error::NoLeader),
-            result => result,
-        }
+        let Err(Error::Timeout) = result else { return result };
+        let status = self.shared.status.borrow();
+        Err(match status.role {
+            Role::Starting => Error::NotStarted { waiting: status.waiting.clone() },
+            Role::Stopped => Error::Timeout,
+            _ if status.leader_id == 0 => Error::NoLeader,
+            _ => Error::Timeout,
+        })
     }
 
     async fn ask<T>(&self, bytes: u64, event: impl FnOnce(Reply<T>) -> Event) -> Result<T> {

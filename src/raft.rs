@@ -12,7 +12,7 @@ use std::future::Future;
 use std::net::ToSocketAddrs;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use slog::{Logger, error, info};
+use slog::{Logger, error, info, warn};
 
 use crate::config::Config;
 use crate::driver::boot::blocking;
@@ -293,6 +293,9 @@ impl<S: Store> Raft<S> {
         let ended = self.run_to_end(id, addr, entry).await;
         match &ended {
             Ok(()) => info!(logger, "ended"; "node" => id),
+            Err(e @ Error::Removed { .. }) => {
+                warn!(logger, "ended: no member any more"; "node" => id, "reason" => %e);
+            }
             Err(e) => error!(logger, "ended by a failure"; "node" => id, "error" => %e),
         }
         ended

@@ -104,8 +104,8 @@ impl PeerHandler {
         if !view.hints.clone().heard(view.membership.as_ref(), peer.clone()) {
             return;
         }
-        info!(self.shared.logger, "a peer says where it is reached"; "peer" => hello.from,
-            "node" => hello.from_node, "addr" => &hello.from_addr);
+        info!(self.shared.logger, "a peer says where it is reached"; "node" => hello.from_node,
+            "raft_id" => hello.from, "addr" => &hello.from_addr);
         self.shared.update_view(|view| {
             view.hints.heard(view.membership.as_ref(), peer);
         });

@@ -145,8 +145,8 @@ impl Node {
                 self.refused_messages += 1;
                 let n = self.refused_messages;
                 if n <= LOGGED_REFUSALS || n.is_multiple_of(100) {
-                    slog::warn!(self.logger, "message refused"; "peer" => from,
-                        "type" => ?message.inner.get_msg_type(), "reason" => %reject, "so_far" => n);
+                    slog::warn!(self.logger, "message refused"; "from" => self.node_of(from),
+                        "raft_id" => from, "type" => ?message.inner.get_msg_type(), "reason" => %reject, "so_far" => n);
                 }
             }
             Severity::Fatal => {

@@ -115,8 +115,6 @@ impl Node {
             self.snapshots.capturing = false;
             return;
         }
-        slog::info!(self.logger, "snapshot taken"; "index" => meta.position.index,
-            "bytes" => meta.size);
         if zoo::has(Bug::CompactUnrecorded) {
             self.snapshot_recorded(meta.clone());
         }
@@ -197,7 +195,8 @@ impl Node {
         }
         let taken = self.snapshots.taken;
         self.snapshots.transfers.insert(to, Sending { index, taken, percent: None });
-        slog::info!(self.logger, "sending snapshot"; "peer" => to, "index" => index);
+        slog::info!(self.logger, "sending snapshot"; "to" => self.node_of(to),
+            "raft_id" => to, "index" => index);
         message.snapshot = Some(Box::new(meta));
         self.out.push(Effect::SendSnapshot { to, message });
     }

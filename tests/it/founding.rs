@@ -121,6 +121,10 @@ async fn while_a_founding_member_is_missing_the_others_wait_and_say_for_whom() {
         node.says("2 of 3 founding members are here").await;
         node.says("waiting for n3:1 (no answer)").await;
         assert_eq!(node.mailbox.watch().borrow().cluster_id, "");
+        let hurried = node.mailbox.with_timeout(Duration::from_millis(1));
+        let error = hurried.propose("x").await.unwrap_err();
+        assert!(matches!(error, Error::NotStarted { .. }) && error.is_retryable(), "{error}");
+        assert!(error.to_string().contains("waiting for n3:1 (no answer)"), "{error}");
     }
     let third = room.start(3, &[addr(1), addr(2), addr(3)]);
     let cluster = third.voters(3).await;
