@@ -58,12 +58,12 @@ pub enum Error {
     /// of the voters cannot reach each other.
     #[error("no leader is known; a majority of the voters may be unreachable")]
     NoLeader,
-    /// The node belongs to no cluster yet, or has not read its log yet. Not applied. Try again; the
-    /// text says for what it waits ([`crate::Status::waiting`]).
-    #[error("the node has not started yet{}", for_what(.waiting))]
-    NotStarted {
-        /// For what it waits; empty: it is about to start.
-        waiting: String,
+    /// The node is not, or not yet, a member that can serve: it has not found its cluster, or waits
+    /// for its first snapshot. Not applied. Try again; the text says for what it waits.
+    #[error("not ready: {reason}")]
+    NotReady {
+        /// [`crate::Status::waiting`], or the node's health in words.
+        reason: String,
     },
     /// Another entry was committed in this one's place. Not applied, and never will be. Try again.
     #[error("the proposal was replaced by another leader's entry and did not take effect")]
@@ -262,7 +262,7 @@ impl Error {
             | Self::Internal { .. } => Outcome::Unknown,
             Self::NotLeader { .. }
             | Self::NoLeader
-            | Self::NotStarted { .. }
+            | Self::NotReady { .. }
             | Self::Invalid(_)
             | Self::Dropped
             | Self::Overloaded { .. }
@@ -291,7 +291,7 @@ impl Error {
             self,
             Self::NotLeader { .. }
                 | Self::NoLeader
-                | Self::NotStarted { .. }
+                | Self::NotReady { .. }
                 | Self::Dropped
                 | Self::Overloaded { .. }
                 | Self::Timeout
@@ -306,10 +306,6 @@ impl Error {
             _ => None,
         }
     }
-}
-
-fn for_what(waiting: &str) -> String {
-    if waiting.is_empty() { "; try again".to_owned() } else { format!(": {waiting}") }
 }
 
 fn hint(leader: &Option<Leader>) -> String {

@@ -286,7 +286,10 @@ impl Mailbox {
         let Err(Error::Timeout) = result else { return result };
         let status = self.shared.status.borrow();
         Err(match status.role {
-            Role::Starting => Error::NotStarted { waiting: status.waiting.clone() },
+            Role::Starting if status.waiting.is_empty() => {
+                Error::NotReady { reason: status.health.clone() }
+            }
+            Role::Starting => Error::NotReady { reason: status.waiting.clone() },
             Role::Stopped => Error::Timeout,
             _ if status.leader_id == 0 => Error::NoLeader,
             _ => Error::Timeout,

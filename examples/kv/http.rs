@@ -102,7 +102,7 @@ fn status_of(e: &Error) -> StatusCode {
         Error::Timeout
         | Error::NotLeader { .. }
         | Error::NoLeader
-        | Error::NotStarted { .. }
+        | Error::NotReady { .. }
         | Error::Dropped
         | Error::ShuttingDown
         | Error::Unreachable { .. } => StatusCode::SERVICE_UNAVAILABLE,

@@ -99,6 +99,8 @@ pub(crate) struct EventLoop {
     drain_until: Option<Instant>,
     /// Jobs of this turn, in order.
     for_store: Vec<Job>,
+    /// They wait for the next turn, no longer.
+    kept: bool,
     /// Something was handed to tasks of this runtime, which wait for this one.
     sent: bool,
 }
@@ -116,23 +118,22 @@ impl EventLoop {
             effects: Vec::new(),
             drain_until: None,
             for_store: Vec::new(),
+            kept: false,
             sent: false,
         }
     }
 
-    /// Runs until it is told to stop.
-    ///
-    /// # Errors
-    /// What the node cannot go on from.
-    pub(crate) async fn run(mut self) -> Result<(), Error> {
+    /// Runs until it is told to stop, or cannot go on, which it reports.
+    pub(crate) async fn run(mut self) {
         let end = self.turns().await;
         self.wake_store();
-        if let Ok(Stop::Drain) = end {
-            self.ports.log.close(Close::Seal);
+        match end {
+            Ok(Stop::Drain) => self.ports.log.close(Close::Seal),
+            Ok(Stop::Now) => {}
+            Err(error) => self.shared.fatal.report(error),
         }
         // A transfer must not touch the disk once the directory's lock is gone.
         self.ports.snapshotter.close().await;
-        end.map(|_| ())
     }
 
     /// Turn after turn, until the order to stop was carried out.
@@ -149,8 +150,11 @@ impl EventLoop {
             }
             self.feed();
             self.dispatch()?;
+            // NB: before a write that takes long, or the tick would come before what the peers sent
+            // meanwhile (H15).
+            let tick = self.ticks.is_due(Instant::now());
             self.follow_up().await?;
-            if self.ticks.is_due(Instant::now()) {
+            if tick {
                 self.node.handle(Event::Tick);
                 self.dispatch()?;
                 self.follow_up().await?;
@@ -162,14 +166,18 @@ impl EventLoop {
     }
 
     /// After a dispatch: the network, then the log, then the Store. A wake-up of another thread
-    /// costs as much as sending to all peers; and a leader's own disk is nearer than theirs. What
-    /// this thread has written itself is acknowledged first, in the turn that follows at once.
+    /// costs as much as sending to all peers; and a leader's own disk is nearer than theirs. What a
+    /// follower has written itself is acknowledged first, in the turn that follows at once.
     async fn follow_up(&mut self) -> Result<(), Error> {
         let sent = std::mem::take(&mut self.sent);
         if sent && (self.ports.log.is_asleep() || !self.for_store.is_empty()) {
             tokio::task::yield_now().await;
         }
-        if !self.ports.log.write_here(!sent)? {
+        if self.node.is_leader() || self.kept {
+            self.wake_store();
+        }
+        self.kept = self.ports.log.write_here(!sent && !self.node.leads_others())?;
+        if !self.kept {
             self.ports.log.wake();
             self.wake_store();
         }

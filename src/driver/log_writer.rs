@@ -43,8 +43,9 @@ pub(crate) enum Close {
 
 /// A write that took longer than this is not for the event loop.
 const SLOW: Duration = Duration::from_millis(10);
-/// So long after a slow write the log thread does them all.
+/// So long after a slow write the log thread does them all; longer each time, up to the second.
 const SLOW_FOR: Duration = Duration::from_secs(1);
+const SLOW_AT_MOST: Duration = Duration::from_secs(60);
 /// A write that is quicker than this waits for no disk.
 const INSTANT: Duration = Duration::from_micros(20);
 /// Bytes of entries that are not for the event loop: there is load, and it has more to do.
@@ -58,11 +59,14 @@ struct State {
     asleep: bool,
     /// Somebody writes what was taken; nothing else may be written before that is done.
     writing: bool,
-    /// What the jobs cost: nothing, when no more than their number has to be told.
+    /// Since when the event loop does.
+    here_since: Option<Instant>,
+    /// What the jobs cost.
     bytes: usize,
     /// How long the last write took.
     took: Duration,
     slow_until: Option<Instant>,
+    slow_for: Duration,
     /// Emptied, for the next jobs.
     spare: Vec<Job>,
 }
@@ -75,26 +79,23 @@ impl State {
     }
 
     /// Whether the event loop may write what is queued: `idle` when nothing waits for it.
-    fn suits_the_loop(&mut self, idle: bool) -> bool {
+    fn suits_the_loop(&self, idle: bool) -> bool {
         if self.jobs.is_empty() || self.writing || self.close.is_some() || self.bytes >= MUCH {
             return false;
         }
-        if self.bytes == 0 || self.took < INSTANT {
-            return true;
-        }
-        if self.slow_until.is_some_and(|until| until > Instant::now()) {
-            return false;
-        }
-        self.slow_until = None;
-        idle
+        let slow = || self.slow_until.is_some_and(|until| until > Instant::now());
+        self.took < INSTANT || (idle && !slow())
     }
 
     fn written(&mut self, took: Option<Duration>, emptied: Vec<Job>) {
-        (self.writing, self.spare) = (false, emptied);
+        (self.writing, self.here_since, self.spare) = (false, None, emptied);
         let Some(took) = took else { return };
         self.took = took;
         if took > SLOW {
-            self.slow_until = Some(Instant::now() + SLOW_FOR);
+            let now = Instant::now();
+            let again = self.slow_until.is_some_and(|until| now < until + 10 * self.slow_for);
+            self.slow_for = if again { SLOW_AT_MOST.min(2 * self.slow_for) } else { SLOW_FOR };
+            self.slow_until = Some(now + self.slow_for);
         }
     }
 }
@@ -104,6 +105,8 @@ impl State {
 pub(crate) struct LogQueue {
     state: Mutex<State>,
     wake: Condvar,
+    /// See [`LogStorage::is_local`].
+    local: bool,
     /// None once the log thread has ended.
     writer: Mutex<Option<Writer>>,
 }
@@ -115,13 +118,21 @@ impl LogQueue {
             close: None,
             asleep: false,
             writing: false,
+            here_since: None,
             bytes: 0,
             took: SLOW,
             slow_until: None,
+            slow_for: SLOW_FOR,
             spare: Vec::new(),
         };
+        let local = log.is_local();
         let writer = Writer { log, inbox, batches: Vec::new() };
-        Self { state: Mutex::new(state), wake: Condvar::new(), writer: Mutex::new(Some(writer)) }
+        Self {
+            state: Mutex::new(state),
+            wake: Condvar::new(),
+            local,
+            writer: Mutex::new(Some(writer)),
+        }
     }
 
     /// Queues a batch; `Persisted` with its number, or a later one, follows, once
@@ -158,13 +169,20 @@ impl LogQueue {
     pub(crate) fn write_here(&self, idle: bool) -> Result<bool, Error> {
         let jobs = {
             let mut state = self.lock();
-            if !state.suits_the_loop(idle) {
+            if !self.local || !state.suits_the_loop(idle) {
                 return Ok(false);
             }
+            state.here_since = Some(Instant::now());
             state.take()
         };
         self.write(jobs)?;
         Ok(true)
+    }
+
+    /// Whether the event loop has been waiting for a write of its own for longer than this. It
+    /// cannot say so itself.
+    pub(crate) fn holds_up(&self, limit: Duration) -> bool {
+        self.lock().here_since.is_some_and(|since| since.elapsed() > limit)
     }
 
     fn write(&self, mut jobs: Vec<Job>) -> Result<(), Error> {
@@ -219,11 +237,8 @@ impl LogQueue {
 
 /// What a batch counts for; a reset removes files.
 fn cost(batch: &LogBatch) -> usize {
-    if batch.is_empty() {
-        return 0;
-    }
     let entries: usize = batch.entries.iter().map(|e| e.data.len()).sum();
-    1 + entries + if batch.reset.is_some() { MUCH } else { 0 }
+    entries + if batch.reset.is_some() { MUCH } else { 0 }
 }
 
 #[derive(Debug)]
@@ -237,6 +252,7 @@ impl Writer {
     /// How long the disk took, if it had to do anything.
     fn write(&mut self, jobs: &mut Vec<Job>) -> Result<Option<Duration>, StorageError> {
         let start = Instant::now();
+        let mut wrote = false;
         let mut last = None;
         for job in jobs.drain(..) {
             match job {
@@ -247,12 +263,12 @@ impl Writer {
                     }
                 }
                 Job::Compact(through) => {
-                    self.flush(last.take())?;
+                    wrote |= self.flush(last.take())?;
                     self.log.compact(through)?;
                 }
             }
         }
-        let wrote = self.flush(last)?;
+        wrote |= self.flush(last)?;
         Ok(wrote.then(|| start.elapsed()))
     }
 

@@ -101,12 +101,12 @@ pub(crate) async fn run<S: Store>(start: Start<S>, host: Host) -> Result<()> {
     let shared = start.shared.clone();
     let _abort = AbortOnDrop(shared.clone());
     let addr = start.addr.clone();
-    let (order, applying) = match launch(start) {
+    let (order, applying, log) = match launch(start) {
         Ok(parts) => parts,
         Err(e) => return host.cancel().await.and(Err(e)),
     };
     let ended = host.run(order);
-    let result = watch(&shared, &addr).await;
+    let result = watch(&shared, &addr, &log).await;
     match &result {
         Ok(()) => drain(&shared).await,
         Err(_) => shared.abort(),
@@ -121,7 +121,7 @@ pub(crate) async fn run<S: Store>(start: Start<S>, host: Host) -> Result<()> {
 }
 
 /// Starts the log thread and the apply task; the order is for the node's thread.
-fn launch<S: Store>(start: Start<S>) -> Result<(Order, JoinHandle<()>)> {
+fn launch<S: Store>(start: Start<S>) -> Result<(Order, JoinHandle<()>, Arc<LogQueue>)> {
     let Start { shared, transport, handler, store, boot, storage, addr: _ } = start;
     let Storage { log, snapshots, dir: _ } = storage;
     let seed = match shared.config.seed {
@@ -153,26 +153,42 @@ fn launch<S: Store>(start: Start<S>) -> Result<(Order, JoinHandle<()>)> {
     ));
     handler.take_snapshots(snapshotter.clone());
     let forwarder = Forwarder::new(shared.clone(), transport.clone());
-    let ports = Ports::new(transport, queue, apply, forwarder, snapshotter);
+    let ports = Ports::new(transport, queue.clone(), apply, forwarder, snapshotter);
     let main = Box::new(move || main(shared, boot, seed, ports).boxed_local());
-    Ok((Order { main, log_thread, store_gone }, applying))
+    Ok((Order { main, log_thread, store_gone }, applying, queue))
 }
 
 /// The event loop, on the node's thread.
 async fn main(shared: Arc<Shared>, boot: Boot, seed: u64, ports: Ports) -> Result<()> {
     let node = Node::new(&shared.config, boot, seed, &shared.logger)?;
-    EventLoop::new(node, shared, ports).run().await
+    EventLoop::new(node, shared, ports).run().await;
+    Ok(())
 }
 
 /// Waits for what ends the node: a failure, or an order.
-async fn watch(shared: &Arc<Shared>, addr: &str) -> Result<()> {
+async fn watch(shared: &Arc<Shared>, addr: &str, log: &LogQueue) -> Result<()> {
     let mut announce = pin!(announce::announce(shared, addr).fuse());
+    let mut held_up = pin!(tell_of_the_disk(shared, log));
     loop {
         tokio::select! {
             biased;
             error = shared.fatal.wait() => return Err(error),
             () = shared.reached(Phase::Stopping) => return Ok(()),
             () = &mut announce => {}
+            () = &mut held_up => {}
+        }
+    }
+}
+
+/// Says that the disk hangs while the event loop, which waits for it, cannot. Never ends.
+async fn tell_of_the_disk(shared: &Shared, log: &LogQueue) {
+    let mut told = false;
+    loop {
+        tokio::time::sleep(shared.config.election_timeout() / 2).await;
+        let hangs = log.holds_up(shared.config.heartbeat);
+        if hangs != told {
+            told = hangs;
+            shared.say_stalled(hangs);
         }
     }
 }

@@ -171,6 +171,14 @@ impl Shared {
         });
     }
 
+    /// Says whether the disk holds the node itself up.
+    pub(crate) fn say_stalled(&self, stalled: bool) {
+        self.status.send_modify(|s| {
+            s.disk_stalled = stalled;
+            s.reword();
+        });
+    }
+
     /// Another cluster than that of the data directory was found.
     pub(crate) fn note_elsewhere(&self, what: String) {
         // NB: what was found first is enough.

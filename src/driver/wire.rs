@@ -21,7 +21,7 @@ const OUTCOME_OVERHEAD: usize = 16;
 pub(crate) fn refuse(error: &Error, leader: Option<Leader>) -> pb::Refused {
     let code = match error {
         Error::NotLeader { .. } => Code::NotLeader,
-        Error::NoLeader | Error::NotStarted { .. } => Code::NoLeader,
+        Error::NoLeader | Error::NotReady { .. } => Code::NoLeader,
         Error::Overloaded { .. } => Code::Overloaded,
         Error::TooLarge { .. } => Code::TooLarge,
         Error::Dropped => Code::Dropped,
@@ -157,7 +157,7 @@ mod tests {
             Error::unknown("lost"),
             Error::NotLeader { leader: None },
             Error::NoLeader,
-            Error::NotStarted { waiting: "for others".to_owned() },
+            Error::NotReady { reason: "waiting".to_owned() },
             Error::Dropped,
             Error::Overloaded { what: "x", bound: 1 },
             Error::TooLarge { size: 2, limit: 1 },

@@ -78,6 +78,10 @@ fn apply(held: &mut Recovered, batch: &LogBatch) {
 }
 
 impl LogStorage for MemoryLog {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn load(&mut self) -> Result<Recovered, StorageError> {
         Ok(self.held().clone())
     }

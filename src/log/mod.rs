@@ -1,6 +1,6 @@
 //! Where the log lives: the contract of durable storage, and what it recovers.
 //!
-//! A [`LogStorage`] is owned by one thread, the log writer; every call may block. It holds the
+//! A [`LogStorage`] belongs to the log writer, a thread of its own; every call may block. It holds the
 //! entries above a compaction point, the newest hard state, the newest membership record, the
 //! newest snapshot record, and the identity of the data directory. It never decides anything:
 //! what is appended, truncated and compacted is told by the node.
@@ -74,7 +74,8 @@ pub struct Recovered {
     pub dropped_tail: Option<String>,
 }
 
-/// Durable storage of one node's log. Object-safe; all calls come from one thread, in order.
+/// Durable storage of one node's log. Object-safe; calls come one after the other, and once the
+/// node runs, from one thread, unless [`LogStorage::is_local`] allows another.
 ///
 /// Contract, checked by `raftline::testing::log_suite`:
 /// 1. `append` is atomic and durable for all of its batches together when it returns: after a
@@ -103,6 +104,12 @@ pub trait LogStorage: fmt::Debug + Send + 'static {
     /// [`StorageError::Io`]; the log is poisoned. [`StorageError::Contract`] for a gap between
     /// entries; nothing is written then.
     fn append(&mut self, batches: &[LogBatch]) -> Result<(), StorageError>;
+
+    /// Whether `append` may be called on the node's own thread, inside an async runtime, as long as
+    /// it is quick: for logs that wait for nothing but memory or a local disk.
+    fn is_local(&self) -> bool {
+        false
+    }
 
     /// Drops the entries up to and including this position, which must not be above the newest
     /// snapshot record. A position at or below an earlier one changes nothing. Space comes back

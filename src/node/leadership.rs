@@ -314,7 +314,12 @@ impl Node {
         self.is_leader() && handed_over && !self.pipeline.holds_vote()
     }
 
-    pub(super) fn is_leader(&self) -> bool {
+    /// Whether voters wait for what this node sends while its own disk works.
+    pub(crate) fn leads_others(&self) -> bool {
+        self.is_leader() && !self.raw.raft.prs().is_singleton()
+    }
+
+    pub(crate) fn is_leader(&self) -> bool {
         self.raw.raft.state == StateRole::Leader
     }
 

@@ -123,7 +123,7 @@ async fn while_a_founding_member_is_missing_the_others_wait_and_say_for_whom() {
         assert_eq!(node.mailbox.watch().borrow().cluster_id, "");
         let hurried = node.mailbox.with_timeout(Duration::from_millis(1));
         let error = hurried.propose("x").await.unwrap_err();
-        assert!(matches!(error, Error::NotStarted { .. }) && error.is_retryable(), "{error}");
+        assert!(matches!(error, Error::NotReady { .. }) && error.is_retryable(), "{error}");
         assert!(error.to_string().contains("waiting for n3:1 (no answer)"), "{error}");
     }
     let third = room.start(3, &[addr(1), addr(2), addr(3)]);

@@ -20,6 +20,7 @@ use crate::support::{Journal, config, logger};
 const WORK: u8 = 0;
 const FAIL: u8 = 1;
 const PANIC: u8 = 2;
+const HANG: u8 = 3;
 
 #[derive(Clone, Debug, Default)]
 struct Switch(Arc<AtomicU8>);
@@ -39,9 +40,15 @@ impl Switch {
 struct BadLog {
     log: MemoryLog,
     switch: Switch,
+    /// Whether the event loop may write it.
+    local: bool,
 }
 
 impl LogStorage for BadLog {
+    fn is_local(&self) -> bool {
+        self.local
+    }
+
     fn load(&mut self) -> Result<Recovered, StorageError> {
         self.log.load()
     }
@@ -52,6 +59,9 @@ impl LogStorage for BadLog {
 
     fn append(&mut self, batches: &[LogBatch]) -> Result<(), StorageError> {
         assert!(!self.switch.is(PANIC), "the log panics as asked");
+        while self.switch.is(HANG) {
+            std::thread::yield_now();
+        }
         if self.switch.is(FAIL) {
             return Err(StorageError::Io {
                 op: "write",
@@ -115,10 +125,13 @@ impl Transport for BadTransport {
     }
 }
 
-fn node(log: &Switch, transport: &Switch) -> (Mailbox, JoinHandle<Result<()>>) {
+/// On the log thread, and on the event loop's.
+const EVERYWHERE: [bool; 2] = [false, true];
+
+fn node(log: &Switch, local: bool, transport: &Switch) -> (Mailbox, JoinHandle<Result<()>>) {
     let network = MemoryNetwork::new(1);
     let transport = BadTransport { transport: network.endpoint("n1:1"), switch: transport.clone() };
-    let log = BadLog { log: MemoryLog::new(), switch: log.clone() };
+    let log = BadLog { log: MemoryLog::new(), switch: log.clone(), local };
     let raft =
         Raft::with_transport(Arc::new(transport), "n1:1", Journal::default(), logger(), config());
     let raft = raft.unwrap().with_log(Box::new(log), Arc::new(MemVfs::default()));
@@ -128,34 +141,59 @@ fn node(log: &Switch, transport: &Switch) -> (Mailbox, JoinHandle<Result<()>>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_fails_ends_the_node_and_acknowledges_nothing() {
-    let log = Switch::default();
-    let (mailbox, node) = node(&log, &Switch(Arc::new(AtomicU8::new(WORK))));
-    mailbox.propose("durable").await.unwrap();
-    log.set(FAIL);
-    let error = mailbox.propose("lost").await.unwrap_err();
-    assert!(error.outcome_unknown(), "{error}");
-    let error = node.await.unwrap().unwrap_err();
-    assert!(matches!(error, Error::Storage(StorageError::Io { op: "write", .. })), "{error}");
-    assert!(matches!(mailbox.propose("late").await, Err(Error::ShuttingDown)));
+    for local in EVERYWHERE {
+        let log = Switch::default();
+        let (mailbox, node) = node(&log, local, &Switch(Arc::new(AtomicU8::new(WORK))));
+        mailbox.propose("durable").await.unwrap();
+        log.set(FAIL);
+        let error = mailbox.propose("lost").await.unwrap_err();
+        assert!(error.outcome_unknown(), "{error}");
+        let error = node.await.unwrap().unwrap_err();
+        assert!(matches!(error, Error::Storage(StorageError::Io { op: "write", .. })), "{error}");
+        assert!(matches!(mailbox.propose("late").await, Err(Error::ShuttingDown)));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_panic_of_the_log_thread_is_contained_and_named() {
-    let log = Switch::default();
-    let (mailbox, node) = node(&log, &Switch::default());
-    mailbox.propose("durable").await.unwrap();
-    log.set(PANIC);
-    assert!(mailbox.propose("lost").await.unwrap_err().outcome_unknown());
-    let error = node.await.unwrap().unwrap_err();
-    assert!(matches!(error, Error::Internal { part: "log writer", .. }), "{error}");
-    assert!(error.to_string().contains("as asked"), "{error}");
+async fn a_panic_of_the_log_is_contained_and_named() {
+    for local in EVERYWHERE {
+        let log = Switch::default();
+        let (mailbox, node) = node(&log, local, &Switch::default());
+        mailbox.propose("durable").await.unwrap();
+        log.set(PANIC);
+        assert!(mailbox.propose("lost").await.unwrap_err().outcome_unknown());
+        let error = node.await.unwrap().unwrap_err();
+        assert!(matches!(error, Error::Internal { part: "log writer", .. }), "{error}");
+        assert!(error.to_string().contains("as asked"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_hangs_is_told_of_whoever_waits_for_it() {
+    for local in EVERYWHERE {
+        let log = Switch::default();
+        let (mailbox, node) = node(&log, local, &Switch::default());
+        mailbox.propose("durable").await.unwrap();
+        log.set(HANG);
+        let waiting = tokio::spawn({
+            let mailbox = mailbox.clone();
+            async move { mailbox.propose("late").await }
+        });
+        let status = mailbox.wait_for(|s| s.disk_stalled).await.unwrap();
+        assert!(status.health.contains("the disk has not finished a write"), "{}", status.health);
+        log.set(WORK);
+        mailbox.wait_for(|s| !s.disk_stalled).await.unwrap();
+        waiting.await.unwrap().unwrap();
+        mailbox.shutdown().await.unwrap();
+        node.await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_of_the_event_loop_is_contained_and_named() {
     let transport = Switch::default();
     transport.set(PANIC);
-    let (mailbox, node) = node(&Switch::default(), &transport);
+    let (mailbox, node) = node(&Switch::default(), false, &transport);
     let error = mailbox.propose("never").await.unwrap_err();
     assert!(matches!(error, Error::ShuttingDown), "{error}");
     let error = node.await.unwrap().unwrap_err();

@@ -194,6 +194,10 @@ fn contract(what: &str) -> StorageError {
 }
 
 impl LogStorage for Wal {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn load(&mut self) -> Result<Recovered, StorageError> {
         match self.phase {
             Phase::Opened => {}
