@@ -20,6 +20,9 @@ impl World {
     pub(super) fn admin_acts(&mut self) {
         self.announce_moves();
         self.say_hellos();
+        if self.is_settled() && self.oracle.possible().next().is_none() {
+            self.oracle.ledger.no_removal_is_asked();
+        }
         self.schedule.after(300 * MS, What::Churn);
         if self.healed && !self.whole {
             return;

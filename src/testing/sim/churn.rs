@@ -177,9 +177,11 @@ impl World {
                 ledger.asks_to_remove(*old);
                 ledger.asks_to_promote(*new);
             }
-            Change::Set { voters, .. } => {
+            Change::Set { voters, learners } => {
                 voters.iter().for_each(|id| ledger.asks_to_promote(*id));
-                self.machines.keys().for_each(|id| ledger.asks_to_remove(*id));
+                let stays = |id: &&NodeId| voters.contains(id) || learners.contains(id);
+                let go = self.machines.keys().filter(|id| !stays(id));
+                go.for_each(|id| ledger.asks_to_remove(*id));
             }
             Change::Join { .. }
             | Change::Update { .. }

@@ -34,8 +34,9 @@ pub(super) struct Ledger {
     committed: BTreeMap<Index, bool>,
     /// Joint configurations whose leader has crashed in them.
     orphans: BTreeSet<Index>,
-    /// Machines that somebody has asked to make voters, and to remove.
+    /// Machines that somebody has asked to make voters.
     promoted: BTreeSet<NodeId>,
+    /// Machines whose removal somebody has asked for, and it may still happen.
     removed: BTreeSet<NodeId>,
 }
 
@@ -48,6 +49,11 @@ impl Ledger {
     /// Somebody asks to remove this machine.
     pub(super) fn asks_to_remove(&mut self, id: NodeId) {
         self.removed.insert(id);
+    }
+
+    /// No removal that anybody has asked for can happen any more.
+    pub(super) fn no_removal_is_asked(&mut self) {
+        self.removed.clear();
     }
 
     pub(super) fn commits(&mut self, index: Index, kind: u8, data: &[u8]) {

@@ -76,8 +76,9 @@ impl World {
         // Nobody can tell an older copy of a disk before it meets someone who remembers.
         let unnoticed = self.machines.values().any(|m| m.rolled_back);
         let churn = self.plan.has_churn();
-        // Nor how many changes an administrator has asked for will still happen.
-        let asked = self.churn.is_busy();
+        // Nor how many changes an administrator has asked for will still happen, also of those that
+        // were given up a moment ago: a node may hold them, and ask when it finds a leader.
+        let asked = !self.is_settled();
         // Two that have exchanged their addresses find each other only through a third.
         let swapped = self.plan.get(Knob::AddressBook) > 0 && self.plan.get(Knob::Swap) > 0;
         if churn && (unnoticed || asked || swapped || self.plan.get(Knob::HealSome) == 0) {

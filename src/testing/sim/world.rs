@@ -9,7 +9,7 @@ use super::caller::Caller;
 use super::calls::Calls;
 use super::churn::Churn;
 use super::clients::Clients;
-use super::machine::{LogJob, Machine, Running, config};
+use super::machine::{Life, LogJob, Machine, Running, config};
 use super::marks::{Mark, Marks};
 use super::nemesis::Nemesis;
 use super::net::{Net, Packet};
@@ -26,7 +26,7 @@ use crate::node::effect::Effect;
 use crate::node::event::Event;
 use crate::testing::rng::Rng;
 use crate::testing::watch;
-use crate::types::{Index, Membership, NodeId, Position};
+use crate::types::{Index, Membership, NodeId, Position, RaftId};
 
 /// Something that is going to happen.
 #[derive(Debug)]
@@ -287,12 +287,22 @@ impl World {
         let patience = 20 * self.config.heartbeat.as_micros() as Time;
         for (peer, since) in self.oracle.snapshot_waits(id) {
             let waits = self.now().saturating_sub(since);
-            let cared_for = waits < patience || self.transfers.is_open(id, peer);
+            let under_way = self.transfers.is_open(id, peer) || self.is_to_be_told(id, peer);
+            let cared_for = waits < patience || under_way;
             assert!(
                 cared_for,
                 "I16: node {id} waits for {peer} in Snapshot state, and nothing is sent"
             );
         }
+    }
+
+    /// Whether a node has yet to take the news that its transfer to a peer has ended. One that was
+    /// paused hears in one turn that the last one broke, and that the peer answers: it sends the
+    /// next one, which breaks at once if the peer is down by now, before anybody has looked.
+    fn is_to_be_told(&self, id: NodeId, peer: RaftId) -> bool {
+        let Life::Running(r) = &self.machines[&id].life else { return false };
+        let ended = |e: &Event| matches!(e, Event::SnapshotSent { to, .. } if *to == peer);
+        r.completions.iter().any(ended)
     }
 
     fn carry_out(&mut self, id: NodeId, epoch: u64, effect: Effect) {
