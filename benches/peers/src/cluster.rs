@@ -132,15 +132,15 @@ impl Cluster {
         Ok(())
     }
 
-    /// Whom all see as the leader of so many voters.
-    fn leader_of(&mut self, voters: usize) -> Result<u64> {
+    /// Whom all see as the leader of so many voters, and since which term.
+    fn leader_of(&mut self, voters: usize) -> Result<(u64, u64)> {
         let begin = Instant::now();
         loop {
             let views = self.nodes.iter_mut().map(Node::view).collect::<Result<Vec<_>>>()?;
             let leader = views.first().map_or(0, |view| view.leader);
             let agreed = |view: &View| view.leader == leader && view.voters >= voters;
             if leader != 0 && views.iter().all(agreed) {
-                return Ok(leader);
+                return Ok((leader, views.iter().map(|view| view.term).max().unwrap_or(0)));
             }
             if begin.elapsed() > START {
                 return Err(format!("no agreement on a leader of {voters}: {views:?}").into());
@@ -149,9 +149,11 @@ impl Cluster {
         }
     }
 
-    /// Loads the leader, from within its process where that is possible.
-    pub fn load(&mut self, load: &Load) -> Result<Measured> {
-        let leader = self.leader_of(NODES as usize)? as usize - 1;
+    /// Loads the leader, from within its process where that is possible. Tells, too, whether there
+    /// was an election meanwhile.
+    pub fn load(&mut self, load: &Load) -> Result<(Measured, bool)> {
+        let before = self.leader_of(NODES as usize)?;
+        let leader = before.0 as usize - 1;
         let holders: Vec<&Killed> = match self.servers.is_empty() {
             true => self.nodes.iter().map(|node| &node.process).collect(),
             false => self.servers.iter().collect(),
@@ -164,6 +166,7 @@ impl Cluster {
             pids.push(node.process.0.id());
         }
         let patience = ANSWER + load.warmup + load.window;
-        node.ask(&Command::Load(Load { pids, ..load.clone() }), patience)
+        let measured = node.ask(&Command::Load(Load { pids, ..load.clone() }), patience)?;
+        Ok((measured, self.leader_of(NODES as usize)? != before))
     }
 }

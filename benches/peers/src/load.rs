@@ -137,6 +137,7 @@ fn told(all: &Tally, load: &Load, spent: Vec<f64>) -> Measured {
         p50_us: all.latencies.quantile(0.5),
         p99_us: all.latencies.quantile(0.99),
         p999_us: all.latencies.quantile(0.999),
+        max_us: all.latencies.quantile(1.0),
         errors: all.errors,
         first_error: all.first_error.clone(),
         cpu_us_per_op: spent.iter().map(|seconds| seconds * 1e6 / ops.max(1.0)).collect(),

@@ -51,6 +51,8 @@ pub struct View {
     pub id: u64,
     /// Who leads; 0: nobody, or it does not know.
     pub leader: u64,
+    /// Since which election; always 0 of those that do not tell.
+    pub term: u64,
     /// How many vote.
     pub voters: usize,
 }

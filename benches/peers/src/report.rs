@@ -8,7 +8,7 @@ use crate::run::Found;
 use crate::variants::Variant;
 
 /// Stands above the rows of a variant.
-pub const HEAD: &str = "op  clients      ops/s   p50 us   p99 us  p99.9 us  errors  \
+pub const HEAD: &str = "op  clients      ops/s   p50 us   p99 us  p99.9 us   max us  errors  \
                         CPU us/op: leader, others  peak MiB";
 
 /// One cell as a line.
@@ -18,17 +18,21 @@ pub fn row(cell: &Cell) -> String {
         values.iter().map(|v| format!("{v:.digits$}")).collect::<Vec<_>>().join(" / ")
     };
     let mut line = format!(
-        "{} {:>8} {:>10.0} {:>8} {:>8} {:>9} {:>7}  {:>25}  {}",
+        "{} {:>8} {:>10.0} {:>8} {:>8} {:>9} {:>8} {:>7}  {:>25}  {}",
         cell.op,
         cell.clients,
         m.ops_s,
         m.p50_us,
         m.p99_us,
         m.p999_us,
+        m.max_us,
         m.errors,
         joined(&m.cpu_us_per_op, 1),
         joined(&m.peak_mib, 0),
     );
+    if cell.elected {
+        line.push_str("\n    ELECTED: leader or term changed meanwhile");
+    }
     if !m.first_error.is_empty() {
         let _ = write!(line, "\n    first error: {}", m.first_error);
     }
@@ -181,6 +185,13 @@ fn notes(found: &Found) -> String {
             "One client, durable: p50 {} us = {:.2} x (fdatasync of three + stream echo).",
             cell.measured.p50_us,
             cell.measured.p50_us as f64 / floor.max(1) as f64
+        );
+    }
+    for cell in found.cells.iter().filter(|cell| cell.elected) {
+        let _ = writeln!(
+            out,
+            "ELECTED: {} {} with {} clients: leader or term changed meanwhile",
+            cell.variant, cell.op, cell.clients
         );
     }
     for cell in found.cells.iter().filter(|cell| cell.measured.errors > 0) {

@@ -40,6 +40,8 @@ pub struct Measured {
     pub p99_us: u64,
     /// 999 in 1000 took no longer.
     pub p999_us: u64,
+    /// The longest.
+    pub max_us: u64,
     /// Operations that failed, or were not answered in time.
     pub errors: u64,
     /// What the first of them said.
@@ -66,6 +68,8 @@ pub struct Cell {
     pub payload: usize,
     /// Measured seconds.
     pub seconds: f64,
+    /// Whether leader or term changed meanwhile: the figures are those of an election then.
+    pub elected: bool,
     /// What came of it.
     pub measured: Measured,
 }

@@ -151,7 +151,7 @@ fn cell(
     let Amount { payload, seconds, .. } = args.amount;
     let (warmup, window) = (Duration::from_secs_f64(args.warmup), Duration::from_secs_f64(seconds));
     let load = Load { op, clients, payload, warmup, window, pids: Vec::new() };
-    let measured = cluster.load(&load)?;
+    let (measured, elected) = cluster.load(&load)?;
     let (variant, title) = (variant.to_string(), title.to_owned());
-    Ok(Cell { variant, title, op, clients, payload, seconds, measured })
+    Ok(Cell { variant, title, op, clients, payload, seconds, elected, measured })
 }

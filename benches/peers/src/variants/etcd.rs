@@ -71,6 +71,8 @@ struct StatusResponse {
     header: Option<Header>,
     #[prost(uint64, tag = "4")]
     leader: u64,
+    #[prost(uint64, tag = "6")]
+    raft_term: u64,
 }
 
 /// What the installed one says of its version.
@@ -178,8 +180,9 @@ impl Peer for Node {
             |s: &StatusResponse| s.header.as_ref().map(|h| h.member_id) == Some(s.leader);
         let leader = seen.iter().position(|status| status.leader != 0 && is_leader(status));
         let agreed = seen.iter().all(|status| status.leader != 0);
+        let term = seen.iter().map(|status| status.raft_term).max().unwrap_or(0);
         let Some(leader) = leader.filter(|_| agreed) else { return Ok(View::default()) };
         self.leader.store(leader, Ordering::Relaxed);
-        Ok(View { id: 1, leader: leader as u64 + 1, voters: seen.len() })
+        Ok(View { id: 1, leader: leader as u64 + 1, term, voters: seen.len() })
     }
 }

@@ -110,7 +110,8 @@ pub async fn start(setup: &Setup) -> Result<Node> {
         }
     });
     taken.await?;
-    let (view, seen) = watch::channel(View { id: setup.id, leader: 0, voters: setup.addrs.len() });
+    let (view, seen) =
+        watch::channel(View { id: setup.id, voters: setup.addrs.len(), ..View::default() });
     let (waiting, kv) = (HashMap::new(), Kv::default());
     let owner =
         Owner { id: setup.id, paxos, events, peers, waiting, next: 0, applied: 0, kv, view };
@@ -143,7 +144,12 @@ impl Owner {
     fn tick(&mut self) {
         self.paxos.tick();
         let leader = self.paxos.get_current_leader().map_or(0, |(leader, _)| leader);
-        self.view.send_if_modified(|view| std::mem::replace(&mut view.leader, leader) != leader);
+        let seen = (leader, u64::from(self.paxos.get_promise().n));
+        self.view.send_if_modified(|view| {
+            let before = (view.leader, view.term);
+            (view.leader, view.term) = seen;
+            before != seen
+        });
     }
 
     fn take(&mut self, event: Event) {

@@ -71,6 +71,6 @@ impl Peer for Node {
     async fn view(&self) -> Result<View> {
         let status = self.0.status().await?;
         let voters = status.members.iter().filter(|member| member.voter).count();
-        Ok(View { id: status.id, leader: status.leader_id, voters })
+        Ok(View { id: status.id, leader: status.leader_id, term: status.term, voters })
     }
 }

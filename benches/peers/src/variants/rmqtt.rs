@@ -65,6 +65,7 @@ impl Peer for Node {
 
     async fn view(&self) -> Result<View> {
         let status = self.0.status().await.map_err(|e| e.to_string())?;
-        Ok(View { id: status.id, leader: status.leader_id, voters: status.peers.len() })
+        let voters = status.peers.len();
+        Ok(View { id: status.id, leader: status.leader_id, term: 0, voters })
     }
 }

@@ -179,6 +179,7 @@ impl Peer for Node {
     async fn view(&self) -> Result<View> {
         let metrics = self.raft.metrics().borrow().clone();
         let voters = metrics.membership_config.membership().voter_ids().count();
-        Ok(View { id: self.id, leader: metrics.current_leader.unwrap_or(0), voters })
+        let (leader, term) = (metrics.current_leader.unwrap_or(0), metrics.current_term);
+        Ok(View { id: self.id, leader, term, voters })
     }
 }
