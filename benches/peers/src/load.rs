@@ -111,11 +111,12 @@ pub async fn run<P: Peer>(peer: &P, load: &Load) -> Measured {
     sleep_until(begin.into()).await;
     let before = cpu();
     sleep_until(end.into()).await;
+    let late = end.elapsed();
     let spent = cpu().iter().zip(before).map(|(after, before)| after - before).collect();
     stop.store(true, Ordering::Relaxed);
     let mut all = Tally::default();
     for (mut task, tally) in clients {
-        if tokio::time::timeout_at((end + GRACE).into(), &mut task).await.is_err() {
+        if tokio::time::timeout_at((end + late + GRACE).into(), &mut task).await.is_err() {
             task.abort();
             all.errors += 1;
             all.first_error = format!("no answer {} s after the window", GRACE.as_secs());
@@ -127,7 +128,7 @@ pub async fn run<P: Peer>(peer: &P, load: &Load) -> Measured {
             all.first_error.clone_from(&one.first_error);
         }
     }
-    told(&all, load, spent)
+    Measured { late_ms: late.as_millis() as u64, ..told(&all, load, spent) }
 }
 
 fn told(all: &Tally, load: &Load, spent: Vec<f64>) -> Measured {
@@ -142,5 +143,6 @@ fn told(all: &Tally, load: &Load, spent: Vec<f64>) -> Measured {
         first_error: all.first_error.clone(),
         cpu_us_per_op: spent.iter().map(|seconds| seconds * 1e6 / ops.max(1.0)).collect(),
         peak_mib: load.pids.iter().map(|pid| procfs::peak_mib(*pid)).collect(),
+        ..Measured::default()
     }
 }

@@ -11,6 +11,9 @@ use crate::variants::Variant;
 pub const HEAD: &str = "op  clients      ops/s   p50 us   p99 us  p99.9 us   max us  errors  \
                         CPU us/op: leader, others  peak MiB";
 
+/// A window that ends later than so has measured something else as well.
+const LATE_MS: u64 = 50;
+
 /// One cell as a line.
 pub fn row(cell: &Cell) -> String {
     let m = &cell.measured;
@@ -30,13 +33,29 @@ pub fn row(cell: &Cell) -> String {
         joined(&m.cpu_us_per_op, 1),
         joined(&m.peak_mib, 0),
     );
-    if cell.elected {
-        line.push_str("\n    ELECTED: leader or term changed meanwhile");
-    }
-    if !m.first_error.is_empty() {
-        let _ = write!(line, "\n    first error: {}", m.first_error);
+    for remark in remarks(cell) {
+        let _ = write!(line, "\n    {remark}");
     }
     line
+}
+
+/// Why the figures of a cell are not to be taken as they are.
+fn remarks(cell: &Cell) -> Vec<String> {
+    let m = &cell.measured;
+    let mut remarks = Vec::new();
+    if cell.elected {
+        remarks.push("ELECTED: leader or term changed meanwhile".to_owned());
+    }
+    if m.late_ms > LATE_MS {
+        remarks.push(format!(
+            "LATE: the end was noticed {} ms late; was the machine halted?",
+            m.late_ms
+        ));
+    }
+    if m.errors > 0 {
+        remarks.push(format!("ERRORS: {}, the first: {}", m.errors, m.first_error));
+    }
+    remarks
 }
 
 /// A rate with three digits, as in a table to be read.
@@ -187,19 +206,11 @@ fn notes(found: &Found) -> String {
             cell.measured.p50_us as f64 / floor.max(1) as f64
         );
     }
-    for cell in found.cells.iter().filter(|cell| cell.elected) {
-        let _ = writeln!(
-            out,
-            "ELECTED: {} {} with {} clients: leader or term changed meanwhile",
-            cell.variant, cell.op, cell.clients
-        );
-    }
-    for cell in found.cells.iter().filter(|cell| cell.measured.errors > 0) {
-        let _ = writeln!(
-            out,
-            "ERRORS: {} {} with {} clients: {}",
-            cell.variant, cell.op, cell.clients, cell.measured.errors
-        );
+    for cell in &found.cells {
+        for remark in remarks(cell) {
+            let _ =
+                writeln!(out, "{} {}, {} clients: {remark}", cell.variant, cell.op, cell.clients);
+        }
     }
     for (variant, why) in &found.missing {
         let _ = writeln!(out, "SKIPPED: {variant}: {why}");

@@ -42,6 +42,8 @@ pub struct Measured {
     pub p999_us: u64,
     /// The longest.
     pub max_us: u64,
+    /// How late the window was noticed to end: much, when the machine stood still or was overfull.
+    pub late_ms: u64,
     /// Operations that failed, or were not answered in time.
     pub errors: u64,
     /// What the first of them said.
