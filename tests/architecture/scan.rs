@@ -48,6 +48,9 @@ fn walk(dir: &Path, module: &mut Vec<String>, found: &mut Vec<Source>) {
     paths.sort();
     for path in paths {
         let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        if stem == "target" {
+            continue; // what another workspace below has built
+        }
         if path.is_dir() {
             module.push(stem);
             walk(&path, module, found);
