@@ -59,6 +59,23 @@ impl Proc {
         (ticks(11) + ticks(12)) / 100.0
     }
 
+    /// How often its threads gave the processor away themselves, and how often it called `write`
+    /// or one of its like, so far.
+    pub(crate) fn counters(&self) -> [u64; 2] {
+        let dir = format!("/proc/{}", self.child.id());
+        let number = |text: &str, name: &str| -> u64 {
+            let line = text.lines().find(|l| l.starts_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        };
+        let threads = std::fs::read_dir(format!("{dir}/task")).unwrap();
+        // NB: a thread that ends while it is looked at has nothing more to say.
+        let status =
+            threads.filter_map(|t| std::fs::read_to_string(t.unwrap().path().join("status")).ok());
+        let switches = status.map(|s| number(&s, "voluntary_ctxt_switches:")).sum();
+        let io = std::fs::read_to_string(format!("{dir}/io")).unwrap();
+        [switches, number(&io, "syscw:")]
+    }
+
     /// Peak memory in MiB.
     pub(crate) fn peak_mib(&self) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();

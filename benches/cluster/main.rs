@@ -9,6 +9,7 @@
 //! cargo bench --bench cluster -- idle
 //! cargo bench --bench cluster -- join                     # 100 MB, and 1,000,000 entries
 //! cargo bench --bench cluster -- big-proposal
+//! cargo bench --bench cluster -- guard                    # counters within their bounds?
 //! ```
 //!
 //! Clients are closed loops inside the process of the node they ask. `load` measures its own
@@ -19,6 +20,7 @@
 
 mod ceilings;
 mod control;
+mod guard;
 mod load;
 mod node;
 mod scenarios;
@@ -55,6 +57,8 @@ enum What {
     Join,
     /// One proposal of 64 MiB is refused; the cluster goes on.
     BigProposal,
+    /// Counters of a loaded cluster within their bounds; fails otherwise.
+    Guard,
     #[command(hide = true)]
     Node(node::NodeArgs),
     #[command(hide = true)]
@@ -72,6 +76,11 @@ fn main() {
         What::Idle { seconds } => scenarios::idle(seconds),
         What::Join => scenarios::join(),
         What::BigProposal => scenarios::big_proposal(),
+        What::Guard => {
+            if !guard::guard() {
+                std::process::exit(1);
+            }
+        }
         What::Node(args) => node::run(args),
         What::Echo { addr, single_thread } => ceilings::serve_echo(&addr, single_thread),
     }
