@@ -224,7 +224,8 @@ impl Mailbox {
     /// Hands leadership to this voter, or to the one that is furthest (None).
     ///
     /// # Errors
-    /// `Membership` when it is no voter, `Timeout` when it did not take over.
+    /// `Membership` when it is no voter, or another node was elected; `Unknown` when it did not take
+    /// over within an election timeout: it still may.
     pub async fn transfer_leadership(&self, to: impl Into<Option<NodeId>>) -> Result<()> {
         let to = to.into();
         self.ask(SMALL, |reply| Event::Transfer { to, reply }).await
@@ -238,8 +239,9 @@ impl Mailbox {
     /// it or shut it down.
     ///
     /// # Errors
-    /// `Membership` when there is no other voter that is reachable, or none took over within an
-    /// election timeout: this node leads on. `Timeout` when neither was known by the deadline.
+    /// `Membership` when there is no other voter that is reachable: this node leads on. `Unknown` when
+    /// none took over within an election timeout: it leads on, unless one still does. `Timeout` when
+    /// neither was known by the deadline.
     pub async fn resign(&self) -> Result<()> {
         self.ask(SMALL, |reply| Event::Resign { reply }).await
     }

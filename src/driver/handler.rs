@@ -64,6 +64,11 @@ impl PeerHandler {
         // Held until the address is noted: an older hello must not come last.
         let mut boots = self.boots.lock().unwrap_or_else(PoisonError::into_inner);
         if boots.len() >= MAX_SENDERS && !boots.contains_key(&from) {
+            // Those are refused before they come here.
+            let removed = |id: RaftId| view.membership.as_ref().is_some_and(|m| m.was_removed(id));
+            boots.retain(|id, _| !removed(*id));
+        }
+        if boots.len() >= MAX_SENDERS && !boots.contains_key(&from) {
             return Err(Refusal::Busy(format!("{MAX_SENDERS} senders were heard of already")));
         }
         let (highest, at) = boots.entry(from).or_insert_with(|| (boot, addr.clone()));

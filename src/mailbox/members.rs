@@ -180,10 +180,13 @@ impl Mailbox {
                 return Ok(());
             }
             if !self.pauses_before(deadline).await {
-                break;
+                return Err(lost);
             }
         }
-        Err(lost)
+        // A node that a change removed stays until a majority knows of it.
+        let membership = self.shared.view().membership.clone();
+        let told = self.shared.was_removed() && membership.is_some_and(|m| is_in_force(change, &m));
+        if told { Ok(()) } else { Err(lost) }
     }
 
     /// Waits before the next attempt; false when there is no time for one.

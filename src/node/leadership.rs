@@ -93,7 +93,7 @@ impl Node {
     fn leader_changed(&mut self, now: (Term, StateRole, RaftId)) {
         let before = std::mem::replace(&mut self.leadership.seen, now);
         // H4: rounds of another term or leader are never answered.
-        self.reads.retry_asked_before(u64::MAX);
+        self.reads.retry_all();
         self.status_changed = true;
         self.changes.leader_changed(self.tick);
         if (before.1, before.2) != (now.1, now.2) {
@@ -290,7 +290,12 @@ impl Node {
                 t.resigns.drain(..).for_each(|r| r.send(Ok(())));
             }
             self.raw.raft.abort_leader_transfer();
-            fail(t, "it did not answer within an election timeout");
+            // NB: it may have been told, and take over yet.
+            for reply in t.replies.into_iter().chain(t.resigns) {
+                reply.send(Err(Error::unknown(
+                    "the other node did not take over within an election timeout; it may still",
+                )));
+            }
         }
     }
 

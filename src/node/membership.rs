@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 use super::event::{Change, Changed};
+use super::reads::RoundTimeout;
 use super::{Node, conf_change, envelope, proposals};
 use crate::error::{Error, Leader};
 use crate::pb;
@@ -121,9 +122,10 @@ impl Changes {
     }
 
     /// Forgets those whose callers gave up, and asks again what was not confirmed in time.
-    pub(super) fn sweep(&mut self, asked_before: u64) {
+    /// Whether there was any.
+    pub(super) fn sweep(&mut self, now: u64, timeout: &RoundTimeout) -> bool {
         self.queue.retain(|q| !q.reply.is_closed());
-        self.answers.retry_asked_before(asked_before);
+        self.answers.retry_late(now, timeout)
     }
 
     /// The node stops: nothing new is begun.
@@ -316,6 +318,7 @@ impl Node {
     }
 
     fn propose_plan(&mut self, plan: Plan) -> Result<(Term, Index), Error> {
+        self.check_size(&plan)?;
         match plan {
             Plan::Record(change) => {
                 let data = envelope::membership(&prost::Message::encode_to_vec(&change));
@@ -327,6 +330,24 @@ impl Node {
                 self.propose_conf(conf_change::encode(&change), context)
             }
         }
+    }
+
+    /// A membership travels whole, with snapshots and answers: it must fit, with what it grows by.
+    fn check_size(&self, plan: &Plan) -> Result<(), Error> {
+        let (Plan::Record(change) | Plan::Conf { context: change, .. }) = plan;
+        if change.upsert.is_empty() {
+            return Ok(());
+        }
+        let known = self.membership.as_ref().map_or(0, |m| m.encode().len());
+        let size = known + prost::Message::encoded_len(change);
+        let most = self.limits.gate.message / 2;
+        if size > most {
+            return Err(Error::Membership(format!(
+                "the members and their metadata would take {size} bytes, above {most}; shorten the \
+                 metadata, or raise Config::grpc_message_size on every node to more than twice that"
+            )));
+        }
+        Ok(())
     }
 
     /// Appends a configuration change and makes sure that raft did not replace it (H5).

@@ -61,6 +61,11 @@ struct Limits {
 }
 
 impl Limits {
+    /// How long the answer to a round is waited for, in ticks: at least, and at most.
+    fn round_timeout(&self) -> (u64, u64) {
+        (2 * self.heartbeat_tick, self.election_tick)
+    }
+
     fn new(c: &Config) -> Self {
         Self {
             heartbeat: c.heartbeat,
@@ -220,9 +225,11 @@ impl Node {
         self.proposals.sweep();
         self.reads.sweep();
         // A leader drops a round that reaches it before its first commit: asked again soon.
-        let soon = self.tick.saturating_sub(2 * self.limits.heartbeat_tick);
-        self.reads.retry_asked_before(soon);
-        self.changes.sweep(soon);
+        let reads_late = self.reads.retry_late(self.tick);
+        let changes_late = self.changes.sweep(self.tick, &self.reads.timeout);
+        if reads_late || changes_late {
+            self.reads.timeout.grow();
+        }
         self.expire_transfer();
         self.watch_transfers();
         self.tend_members();
@@ -320,7 +327,7 @@ impl Node {
         }
         while let Some(context) = self.reads.ask(self.tick) {
             if zoo::has(Bug::ReadUnconfirmed) && self.is_leader() {
-                self.reads.answered(&context, self.raw.raft.raft_log.committed);
+                self.reads.answered(&context, self.raw.raft.raft_log.committed, self.tick);
                 continue;
             }
             self.raw.read_index(context.encode().to_vec());

@@ -17,9 +17,38 @@ use crate::zoo::{self, Bug};
 /// Rounds in flight at most: each broadcasts a heartbeat.
 const MAX_ROUNDS: usize = 4;
 
+/// How many ticks an answer to a round is waited for: longer after each that did not come, and no
+/// shorter than the last that came took, or a cluster across oceans would never see one.
+#[derive(Debug)]
+pub(super) struct RoundTimeout {
+    least: u64,
+    most: u64,
+    ticks: u64,
+}
+
+impl RoundTimeout {
+    fn new(least: u64, most: u64) -> Self {
+        Self { least, most: most.max(least), ticks: least }
+    }
+
+    /// Whether an answer to what was asked then is late.
+    pub(super) fn is_over(&self, asked: u64, now: u64) -> bool {
+        asked.saturating_add(self.ticks) < now
+    }
+
+    pub(super) fn grow(&mut self) {
+        self.ticks = self.most.min(2 * self.ticks);
+    }
+
+    pub(super) fn took(&mut self, ticks: u64) {
+        self.ticks = (ticks + self.least).min(self.most);
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Reads {
+    pub(super) timeout: RoundTimeout,
     raft_id: RaftId,
     nonce: u64,
     counter: u64,
@@ -36,9 +65,11 @@ struct Round {
 }
 
 impl Reads {
-    /// `nonce` differs between the starts of a node.
-    pub(super) fn new(raft_id: RaftId, nonce: u64) -> Self {
+    /// `nonce` differs between the starts of a node; `timeout` of a round is the least and
+    /// the most, in ticks.
+    pub(super) fn new(raft_id: RaftId, nonce: u64, timeout: (u64, u64)) -> Self {
         Self {
+            timeout: RoundTimeout::new(timeout.0, timeout.1),
             raft_id,
             nonce,
             counter: 0,
@@ -87,12 +118,13 @@ impl Reads {
     }
 
     /// A round is answered: its reads are good at `index`.
-    pub(super) fn answered(&mut self, context: &ReadContext, index: Index) {
+    pub(super) fn answered(&mut self, context: &ReadContext, index: Index, tick: u64) {
         if (context.raft_id, context.nonce) != (self.raft_id, self.nonce) {
             return;
         }
         if let Some(i) = self.rounds.iter().position(|r| r.counter == context.counter) {
             let round = self.rounds.remove(i);
+            self.timeout.took(tick.saturating_sub(round.asked));
             self.ready.entry(index).or_default().extend(round.reads);
         }
     }
@@ -106,16 +138,28 @@ impl Reads {
         out
     }
 
-    /// Rounds asked before this tick are asked again, with fresh contexts.
-    pub(super) fn retry_asked_before(&mut self, tick: u64) {
-        if zoo::has(Bug::ReadAskedOnce) {
-            return;
-        }
-        let (late, on_time) = self.rounds.drain(..).partition(|r: &Round| r.asked < tick);
+    /// Rounds whose answer is late are asked again, with fresh contexts; whether there were any.
+    pub(super) fn retry_late(&mut self, now: u64) -> bool {
+        let timeout = &self.timeout;
+        let (late, on_time) = self.rounds.drain(..).partition(|r| timeout.is_over(r.asked, now));
         self.rounds = on_time;
-        for round in late {
-            self.queue.extend(round.reads);
+        self.ask_again(late)
+    }
+
+    /// Every round is asked again.
+    pub(super) fn retry_all(&mut self) {
+        let all = std::mem::take(&mut self.rounds);
+        self.ask_again(all);
+    }
+
+    fn ask_again(&mut self, rounds: Vec<Round>) -> bool {
+        let any = !rounds.is_empty();
+        if zoo::has(Bug::ReadAskedOnce) {
+            self.rounds.extend(rounds);
+            return false;
         }
+        self.queue.extend(rounds.into_iter().flat_map(|round| round.reads));
+        any
     }
 
     /// Forgets those whose callers gave up.
@@ -150,23 +194,55 @@ mod tests {
 
     #[test]
     fn h3_every_attempt_has_a_fresh_context() {
-        let mut reads = Reads::new(1, 7);
+        let mut reads = Reads::new(1, 7, (2, 10));
         let (r, _w) = read(Freshness::Linearizable);
         assert!(reads.push(r, 0).is_none());
         let first = reads.ask(0).unwrap();
-        reads.retry_asked_before(1);
+        reads.retry_all();
         let second = reads.ask(1).unwrap();
         assert_ne!(first, second);
-        reads.answered(&first, 3);
+        reads.answered(&first, 3, 1);
         assert!(reads.take_ready(9).is_empty(), "the answer to a withdrawn round counts nothing");
-        reads.answered(&second, 3);
+        reads.answered(&second, 3, 1);
         assert!(reads.take_ready(2).is_empty());
         assert_eq!(reads.take_ready(3).len(), 1);
     }
 
+    /// An answer that takes longer than anybody waits at first comes in time in the end, and those
+    /// after it are waited for from the start.
+    #[test]
+    fn a_slow_answer_is_waited_for_longer() {
+        let mut reads = Reads::new(1, 7, (2, 10));
+        let takes = 7;
+        let mut asked = Vec::new();
+        let mut tick = 0;
+        for needed in [3, 1] {
+            let (r, _w) = read(Freshness::Linearizable);
+            assert!(reads.push(r, 0).is_none());
+            let mut tries = 0;
+            while reads.take_ready(9).is_empty() {
+                if let Some(context) = reads.ask(tick) {
+                    asked.push((tick + takes, context));
+                    tries += 1;
+                }
+                tick += 1;
+                for (_, context) in asked.extract_if(.., |(at, _)| *at == tick) {
+                    reads.answered(&context, 3, tick);
+                }
+                if reads.retry_late(tick) {
+                    reads.timeout.grow();
+                }
+                assert!(tick < 100, "it never comes");
+            }
+            assert_eq!(tries, needed);
+        }
+        reads.timeout.took(0);
+        assert_eq!(reads.timeout.ticks, 2, "and no longer than needed");
+    }
+
     #[test]
     fn reads_share_a_round_and_rounds_are_bounded() {
-        let mut reads = Reads::new(1, 7);
+        let mut reads = Reads::new(1, 7, (2, 10));
         let mut waiters = Vec::new();
         for round in 0..=MAX_ROUNDS {
             for _ in 0..10 {

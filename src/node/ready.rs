@@ -61,7 +61,7 @@ impl Node {
         self.emit(committed, number, &mut batch);
         for answer in answers {
             if let Some(context) = super::context::ReadContext::decode(&answer.request_ctx) {
-                self.reads.answered(&context, answer.index);
+                self.reads.answered(&context, answer.index, self.tick);
                 self.answers_confirmed(&context);
             }
         }

@@ -77,6 +77,13 @@ impl Boot {
     }
 }
 
+/// What no other start of any directory has.
+fn nonce(identity: &Identity) -> u64 {
+    let bytes = identity.incarnation.to_bytes();
+    let incarnation = u64::from_le_bytes(bytes.first_chunk::<8>().copied().unwrap_or_default());
+    incarnation ^ identity.boot.rotate_left(32)
+}
+
 impl Node {
     /// Takes up where the boot record left off.
     ///
@@ -109,17 +116,17 @@ impl Node {
             &crate::logger::for_engine(logger),
         )
         .map_err(|e| Error::Internal { part: "engine", reason: e.to_string() })?;
-        let nonce = u64::from_le_bytes(
-            boot.identity.incarnation.to_bytes().first_chunk::<8>().copied().unwrap_or_default(),
-        );
         let mut snapshots = super::snapshots::Snapshots::default();
         if let Some(meta) = &meta {
             snapshots.resume(meta);
         }
+        let limits = Limits::new(config);
+        let nonce = nonce(&boot.identity);
         let mut node = Self {
             raw,
             logger: logger.clone(),
-            limits: Limits::new(config),
+            reads: super::reads::Reads::new(raft_id, nonce, limits.round_timeout()),
+            limits,
             identity: boot.identity,
             raft_id,
             membership: boot.membership,
@@ -127,7 +134,6 @@ impl Node {
             logged: hs,
             pipeline: super::pipeline::Pipeline::default(),
             proposals: super::proposals::Proposals::default(),
-            reads: super::reads::Reads::new(raft_id, nonce ^ boot.identity.boot.rotate_left(32)),
             changes: super::membership::Changes::default(),
             snapshots,
             leadership: super::leadership::Leadership::new(seed),

@@ -324,6 +324,19 @@ async fn address_and_metadata_of_a_member_are_replicated() {
     assert_eq!(&member(&late, 1).await.unwrap().metadata[..], b"rack 7");
 }
 
+/// The membership travels whole, with snapshots and answers: what would not fit is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn metadata_that_would_not_fit_into_a_message_is_refused() {
+    let config = raftline::Config { max_entry_size: 64, max_size_per_msg: 64, ..config() };
+    let mut cluster = Cluster::new(7, config, |_| Journal::default()).with_logger(logger());
+    cluster.start(1).await.unwrap();
+    let mailbox = cluster.mailbox(1).unwrap();
+    let metadata = vec![0; 40 << 10];
+    let said = mailbox.update_member(1, None, Some(metadata.into())).await.unwrap_err().to_string();
+    assert!(said.contains("shorten the metadata, or raise Config::grpc_message_size"), "{said}");
+    mailbox.update_member(1, None, Some("rack 7".into())).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_voter_that_is_silent_for_long_is_removed_if_it_is_wanted() {
     let after = config().election_timeout() * 10;

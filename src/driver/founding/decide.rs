@@ -134,11 +134,9 @@ pub(crate) fn may_agree(
     if !me.terms.fit(&me.addr, &from.terms, &from.addr) {
         return Err(words::terms_differ(me, from));
     }
-    let founders = proposed.members.iter().map(|m| (m.node_id, m.incarnation, m.addr.as_str()));
     let addrs: BTreeSet<&str> = proposed.members.iter().map(|m| m.addr.as_str()).collect();
-    let ids: BTreeSet<NodeId> = proposed.members.iter().map(|m| m.node_id).collect();
     let count = proposed.members.len();
-    if *proposed != record(proposed.cluster_id, founders) || ids.len() != count {
+    if !is_record(proposed) {
         return Err("the record is malformed".to_owned());
     }
     if proposer(proposed).is_none_or(|p| p.incarnation != from.incarnation) {
@@ -154,6 +152,13 @@ pub(crate) fn may_agree(
         Some(agreed) if !same_places(agreed, proposed) => Err(words::agreed_elsewhere(agreed)),
         Some(_) | None => Ok(()),
     }
+}
+
+/// Whether it is what nodes found with: any other is no beginning of a log.
+fn is_record(m: &Membership) -> bool {
+    let founders = m.members.iter().map(|m| (m.node_id, m.incarnation, m.addr.as_str()));
+    let ids: BTreeSet<NodeId> = m.members.iter().map(|m| m.node_id).collect();
+    *m == record(m.cluster_id, founders) && ids.len() == m.members.len()
 }
 
 /// This very data directory in a membership.
@@ -181,7 +186,7 @@ fn enter(me: &Candidate, answers: &Answers) -> Option<Step> {
     for (addr, answer) in answers {
         let Answer::Member { cluster, membership, .. } = answer else { continue };
         // A later membership does not say where the log begins; the leader knows.
-        let founding = membership.as_ref().filter(|m| m.index == FOUNDING.index);
+        let founding = membership.as_ref().filter(|m| is_record(m));
         if let Some(founding) = founding.filter(|m| names(m, me).is_some()) {
             return Some(Step::Adopt(founding.clone()));
         }

@@ -60,6 +60,27 @@ fn an_older_copy_of_a_directory_is_refused_by_its_boot_counter() {
     handler.admit(&pb::Hello { from_boot: 6, ..hello() }).unwrap();
 }
 
+/// A directory that loses its data again and again has a new raft id each time: what is known of
+/// those that were removed makes room for the next.
+#[test]
+fn room_is_made_for_newcomers_where_removed_members_were_heard() {
+    let handler = handler(crate::config::Config::default());
+    let last = MAX_SENDERS as RaftId + 10;
+    for from in 10..last {
+        handler.admit(&pb::Hello { from, from_node: from, ..hello() }).unwrap();
+    }
+    let next = pb::Hello { from: last, from_node: last, ..hello() };
+    assert!(
+        matches!(handler.admit(&next), Err(Refusal::Busy(_))),
+        "all of them may be members yet"
+    );
+    handler.shared.update_view(|view| {
+        view.membership.as_mut().unwrap().next_raft_id = last;
+    });
+    handler.admit(&next).unwrap();
+    handler.admit(&pb::Hello { from: last + 1, from_node: 7, ..hello() }).unwrap();
+}
+
 #[test]
 fn a_copy_of_a_directory_that_runs_beside_it_is_refused_by_its_address() {
     let handler = handler(crate::config::Config::default());

@@ -12,6 +12,7 @@
 use super::super::Node;
 use super::super::context::ReadContext;
 use super::super::event::{Change, Changed};
+use super::super::reads::RoundTimeout;
 use crate::error::Error;
 use crate::reply::Reply;
 use crate::types::RaftId;
@@ -79,12 +80,15 @@ impl Answers {
         asked.chain(self.unconfirmed.drain(..)).map(|u| (u.change, u.reply)).collect()
     }
 
-    /// Rounds asked before this tick are asked again, with fresh contexts.
-    pub(super) fn retry_asked_before(&mut self, tick: u64) {
-        let (late, on_time) = self.rounds.drain(..).partition(|r: &Round| r.asked < tick);
+    /// Rounds whose answer is late are asked again, with fresh contexts; whether there were any.
+    pub(super) fn retry_late(&mut self, now: u64, timeout: &RoundTimeout) -> bool {
+        let (late, on_time): (Vec<Round>, Vec<Round>) =
+            self.rounds.drain(..).partition(|r| timeout.is_over(r.asked, now));
         self.rounds = on_time;
+        let any = !late.is_empty();
         self.unconfirmed.extend(late.into_iter().flat_map(|round: Round| round.all));
         self.unconfirmed.retain(|u| !u.reply.is_closed());
+        any
     }
 }
 
@@ -108,7 +112,9 @@ impl Node {
     pub(in crate::node) fn answers_confirmed(&mut self, context: &ReadContext) {
         let rounds = &mut self.changes.answers.rounds;
         let Some(at) = rounds.iter().position(|r| r.context == *context) else { return };
-        for u in rounds.remove(at).all {
+        let round = rounds.remove(at);
+        self.reads.timeout.took(self.tick.saturating_sub(round.asked));
+        for u in round.all {
             u.reply.send(u.answer);
         }
     }
@@ -119,6 +125,15 @@ impl Node {
             return;
         }
         let spreading = std::mem::take(&mut self.changes.answers.spreading);
+        if !self.is_leader() {
+            // Who does not lead is told nothing of it: a majority may not know, and the caller may
+            // switch off those that are gone. Whoever leads next knows.
+            for s in spreading {
+                s.reply
+                    .send(Err(Error::unknown("the leader changed before a majority knew of it")));
+            }
+            return;
+        }
         let (known, rest) = spreading.into_iter().partition(|s| self.is_spread(s));
         self.changes.answers.spreading = rest;
         known.into_iter().for_each(|s: Spreading| s.reply.send(Ok(s.changed)));
@@ -134,9 +149,6 @@ impl Node {
         let knows = |id: &&RaftId| {
             **id == self.raft_id || prs.get(**id).is_some_and(|p| p.committed_index >= index)
         };
-        // Who does not lead is told nothing of it.
-        !self.is_leader()
-            || self.tick >= s.late
-            || voters.iter().filter(knows).count() > voters.len() / 2
+        self.tick >= s.late || voters.iter().filter(knows).count() > voters.len() / 2
     }
 }

@@ -107,6 +107,13 @@ fn a_cluster_that_exists_is_entered() {
     seen.insert(addr(3), member(5, Some(founding.clone())));
     let step = decide(&node(2), &seen, FRESH);
     assert!(matches!(&step, Step::Adopt(r) if *r == founding), "{step:?}");
+    // What is no record to found with is none to begin a log with, whoever tells it.
+    let mut broken = founding.clone();
+    broken.conf_state.voters.push(1);
+    seen.insert(addr(3), member(5, Some(broken)));
+    let step = decide(&node(2), &seen, FRESH);
+    assert!(matches!(&step, Step::Join(at) if *at == addr(3)), "{step:?}");
+    seen.insert(addr(3), member(5, Some(founding.clone())));
     // A wiped founding member is another than the record names.
     let wiped = Candidate { incarnation: Incarnation::from_u128(22), ..node(2) };
     let step = decide(&wiped, &seen, FRESH);
