@@ -155,7 +155,9 @@ enum Attempt {
     Later(String),
 }
 
-/// Asks these addresses, and the leaders that they name, until one lets this node in.
+/// Asks these addresses, and the leaders that they name, until one lets this node in. With
+/// `may_end`, None when there is no cluster behind any of them any more: its members may have lost
+/// their directories, too.
 ///
 /// # Errors
 /// A refusal that will not change by itself: that of a cluster which still stands after a few
@@ -167,7 +169,8 @@ pub(crate) async fn join(
     identity: &Identity,
     addr: &str,
     known: &[String],
-) -> Result<Joined> {
+    may_end: bool,
+) -> Result<Option<Joined>> {
     let request = Kind::Join(pb::Join {
         node_id: identity.node_id,
         incarnation: Bytes::copy_from_slice(&identity.incarnation.to_bytes()),
@@ -194,7 +197,7 @@ pub(crate) async fn join(
                     Attempt::Joined(joined) => {
                         info!(shared.logger, "joined the cluster"; "through" => target,
                             "cluster" => %joined.cluster_id, "raft_id" => joined.raft_id);
-                        return Ok(joined);
+                        return Ok(Some(joined));
                     }
                     Attempt::Hint(next) if next != target => target = next,
                     Attempt::Hint(_) => break,
@@ -205,6 +208,9 @@ pub(crate) async fn join(
                     }
                 }
             }
+        }
+        if may_end && find_cluster(caller, known, INFO_TIMEOUT).await.cluster.is_none() {
+            return Ok(None);
         }
         sleep(pauses.next()).await;
     }
