@@ -155,9 +155,7 @@ enum Attempt {
     Later(String),
 }
 
-/// Asks these addresses, and the leaders that they name, until one lets this node in. With
-/// `may_end`, None when there is no cluster behind any of them any more: its members may have lost
-/// their directories, too.
+/// Asks these addresses, and the leaders that they name, until one lets this node in.
 ///
 /// # Errors
 /// A refusal that will not change by itself: that of a cluster which still stands after a few
@@ -169,8 +167,7 @@ pub(crate) async fn join(
     identity: &Identity,
     addr: &str,
     known: &[String],
-    may_end: bool,
-) -> Result<Option<Joined>> {
+) -> Result<Joined> {
     let request = Kind::Join(pb::Join {
         node_id: identity.node_id,
         incarnation: Bytes::copy_from_slice(&identity.incarnation.to_bytes()),
@@ -197,7 +194,7 @@ pub(crate) async fn join(
                     Attempt::Joined(joined) => {
                         info!(shared.logger, "joined the cluster"; "through" => target,
                             "cluster" => %joined.cluster_id, "raft_id" => joined.raft_id);
-                        return Ok(Some(joined));
+                        return Ok(joined);
                     }
                     Attempt::Hint(next) if next != target => target = next,
                     Attempt::Hint(_) => break,
@@ -208,9 +205,6 @@ pub(crate) async fn join(
                     }
                 }
             }
-        }
-        if may_end && find_cluster(caller, known, INFO_TIMEOUT).await.cluster.is_none() {
-            return Ok(None);
         }
         sleep(pauses.next()).await;
     }

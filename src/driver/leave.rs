@@ -108,7 +108,9 @@ async fn step(
     }
     let left = deadline.saturating_duration_since(Instant::now());
     if shared.leads() {
-        shared.ask(SMALL, left, |reply| Event::Transfer { to: None, reply }).await?;
+        let handed = shared.ask(SMALL, left, |reply| Event::Transfer { to: None, reply }).await;
+        // Whether leadership may still go is of no matter: no removal was asked for.
+        handed.map_err(|e| if e.outcome_unknown() { Error::NoLeader } else { e })?;
         let mut watch = shared.status.subscribe();
         let handed = watch.wait_for(|s| s.leader_id != 0 && s.leader_id != identity.node_id);
         let _ = timeout_at(deadline, handed).await;

@@ -183,9 +183,12 @@ impl Mailbox {
                 return Err(lost);
             }
         }
-        // A node that a change removed stays until a majority knows of it.
-        let membership = self.shared.view().membership.clone();
-        let told = self.shared.was_removed() && membership.is_some_and(|m| is_in_force(change, &m));
+        // A node that was removed stays until a majority knows of it; what it has applied up to its
+        // own removal is in force then.
+        let view = self.shared.view();
+        let told = view.membership.as_ref().zip(view.cluster()).is_some_and(|(m, (_, me))| {
+            self.shared.was_removed() && m.was_removed(me) && is_in_force(change, m)
+        });
         if told { Ok(()) } else { Err(lost) }
     }
 

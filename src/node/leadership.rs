@@ -236,7 +236,7 @@ impl Node {
         let mut new = Transfer { to: target, deadline, replies: Vec::new(), resigns: Vec::new() };
         if let Some(mut old) = self.leadership.transfer.take() {
             new.resigns.append(&mut old.resigns);
-            fail(old, "another transfer was asked for");
+            unknown(old, "another transfer was asked for; the first may still happen");
         }
         self.leadership.transfer = Some(new);
     }
@@ -291,11 +291,7 @@ impl Node {
             }
             self.raw.raft.abort_leader_transfer();
             // NB: it may have been told, and take over yet.
-            for reply in t.replies.into_iter().chain(t.resigns) {
-                reply.send(Err(Error::unknown(
-                    "the other node did not take over within an election timeout; it may still",
-                )));
-            }
+            unknown(t, "the other node did not take over within an election timeout; it may still");
         }
     }
 
@@ -337,6 +333,12 @@ impl Node {
             (StateRole::Candidate, _) => Role::Candidate,
             (StateRole::Leader, _) => Role::Leader,
         }
+    }
+}
+
+fn unknown(t: Transfer, why: &str) {
+    for reply in t.replies.into_iter().chain(t.resigns) {
+        reply.send(Err(Error::unknown(why)));
     }
 }
 

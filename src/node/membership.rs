@@ -333,15 +333,20 @@ impl Node {
     }
 
     /// A membership travels whole, with snapshots and answers: it must fit, with what it grows by.
+    /// What makes it smaller, or puts a directory in the place of another, goes through.
     fn check_size(&self, plan: &Plan) -> Result<(), Error> {
         let (Plan::Record(change) | Plan::Conf { context: change, .. }) = plan;
-        if change.upsert.is_empty() {
-            return Ok(());
-        }
-        let known = self.membership.as_ref().map_or(0, |m| m.encode().len());
-        let size = known + prost::Message::encoded_len(change);
+        let Some(m) = self.membership.as_ref() else { return Ok(()) };
+        let before = |new: &pb::Member| {
+            let same = |m: &&Member| m.raft_id == new.raft_id || m.node_id == new.node_id;
+            m.members.iter().find(same)
+        };
+        let grows = |new: &pb::Member| {
+            before(new).is_none_or(|old| new.metadata.len() > old.metadata.len())
+        };
+        let size = m.encode().len() + prost::Message::encoded_len(change);
         let most = self.limits.gate.message / 2;
-        if size > most {
+        if size > most && change.upsert.iter().any(grows) {
             return Err(Error::Membership(format!(
                 "the members and their metadata would take {size} bytes, above {most}; shorten the \
                  metadata, or raise Config::grpc_message_size on every node to more than twice that"

@@ -8,14 +8,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use slog::{info, warn};
+use slog::warn;
 
 use crate::driver::boot::{Opened, blocking};
 use crate::driver::caller::Caller;
 use crate::driver::changes;
 use crate::driver::founding::decide::record;
 use crate::driver::founding::{self, End};
-use crate::driver::joining::{self, Joined, Look};
+use crate::driver::joining::{self, Look};
 use crate::driver::shared::{Phase, Shared};
 use crate::error::{Error, Result};
 use crate::types::{ClusterId, Membership};
@@ -162,7 +162,7 @@ async fn found(mut opened: Opened, record: Membership) -> Result<Opened> {
 async fn join(
     shared: &Arc<Shared>,
     caller: &Caller,
-    opened: Opened,
+    mut opened: Opened,
     addr: &str,
     known: &[String],
 ) -> Result<Opened> {
@@ -173,19 +173,7 @@ async fn join(
         );
         return Err(Error::Config { field: "leader_addr", reason });
     }
-    match joining::join(shared, caller, &opened.identity, addr, known, false).await? {
-        Some(joined) => belong(shared, caller, opened, joined).await,
-        None => Err(Error::NoLeader),
-    }
-}
-
-/// Belongs to the cluster that let it in.
-async fn belong(
-    shared: &Arc<Shared>,
-    caller: &Caller,
-    mut opened: Opened,
-    joined: Joined,
-) -> Result<Opened> {
+    let joined = joining::join(shared, caller, &opened.identity, addr, known).await?;
     let (cluster, raft_id) = (joined.cluster_id, joined.raft_id);
     let opened = blocking(move || opened.belong(cluster, raft_id).map(|()| opened)).await?;
     // The transport can answer the others before the first snapshot has come.
@@ -197,32 +185,22 @@ async fn belong(
 async fn start(
     shared: &Arc<Shared>,
     caller: &Caller,
-    mut opened: Opened,
+    opened: Opened,
     addr: &str,
     given: &[String],
     known: Vec<String>,
 ) -> Result<Opened> {
-    loop {
-        let mut seat = shared.desk.open();
-        match founding::run(shared, caller, opened, addr, given, &mut seat).await? {
-            // NB: whoever asks meanwhile is told of the cluster before the seat is gone.
-            End::Founded(opened) => {
-                shared.know(opened.identity, opened.membership()?);
-                return Ok(opened);
-            }
-            End::Join(still_empty, through) => {
-                drop(seat);
-                let known = unique(through.into_iter().chain(known.clone()), addr);
-                let identity = &still_empty.identity;
-                match joining::join(shared, caller, identity, addr, &known, true).await? {
-                    Some(joined) => return belong(shared, caller, still_empty, joined).await,
-                    None => opened = still_empty,
-                }
-                info!(
-                    shared.logger,
-                    "the cluster that was there is gone; founds one with the others"
-                );
-            }
+    let mut seat = shared.desk.open();
+    match founding::run(shared, caller, opened, addr, given, &mut seat).await? {
+        // NB: whoever asks meanwhile is told of the cluster before the seat is gone.
+        End::Founded(opened) => {
+            shared.know(opened.identity, opened.membership()?);
+            Ok(opened)
+        }
+        End::Join(opened, through) => {
+            drop(seat);
+            let known = unique(through.into_iter().chain(known), addr);
+            join(shared, caller, opened, addr, &known).await
         }
     }
 }

@@ -150,40 +150,6 @@ async fn a_partition_delays_founding_and_never_doubles_it() {
     }
 }
 
-/// Two lost their directories and wait for the third, which then loses its own: nothing is left to
-/// wait for.
-#[tokio::test(flavor = "multi_thread")]
-async fn those_that_wait_for_a_cluster_which_is_lost_found_another() {
-    let mut room = Room::new();
-    let nodes: Vec<_> = (1..=3).map(|id| room.start(id, &all(3))).collect();
-    let lost = nodes[0].voters(3).await;
-    for node in nodes {
-        node.crash().await;
-    }
-    room.disks.retain(|machine, _| *machine == 1);
-    let survivor = room.start(1, &all(3));
-    survivor.mailbox.wait_for(|s| s.cluster_id == lost).await.unwrap();
-    let lines = Lines::default();
-    let second = {
-        let raft = room.node(2, slog::Logger::root(lines.clone(), slog::o!()));
-        let mailbox = raft.mailbox();
-        Running { mailbox, task: tokio::spawn(raft.start(2, all(3))) }
-    };
-    let third = room.start(3, &all(3));
-    let waits = async {
-        while !lines.has(slog::Level::Warning, "cannot join yet") {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, waits).await.unwrap();
-    survivor.crash().await;
-    room.disks.remove(&1);
-    let first = room.start(1, &all(3));
-    let cluster = first.voters(3).await;
-    assert_ne!(cluster, lost);
-    assert_eq!((second.voters(3).await, third.voters(3).await), (cluster.clone(), cluster));
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn those_that_crash_while_they_found_go_on_with_it() {
     let mut room = Room::new();

@@ -334,6 +334,11 @@ async fn metadata_that_would_not_fit_into_a_message_is_refused() {
     let metadata = vec![0; 40 << 10];
     let said = mailbox.update_member(1, None, Some(metadata.into())).await.unwrap_err().to_string();
     assert!(said.contains("shorten the metadata, or raise Config::grpc_message_size"), "{said}");
+    mailbox.update_member(1, None, Some(vec![0; 30 << 10].into())).await.unwrap();
+    // Twice of it is above the bound, and it is no larger afterwards.
+    mailbox.update_member(1, None, Some(vec![1; 30 << 10].into())).await.unwrap();
+    let said = mailbox.add_learner(2, addr(2)).await;
+    said.unwrap();
     mailbox.update_member(1, None, Some("rack 7".into())).await.unwrap();
 }
 
