@@ -8,10 +8,13 @@ use std::sync::Arc;
 use slog::{info, warn};
 use tokio::time::sleep;
 
+use super::caller::Caller;
 use super::changes;
 use super::shared::{SMALL, Shared, View};
+use super::wire;
 use crate::error::{Error, Result};
 use crate::node::event::{Change, Event};
+use crate::pb::InfoAnswer;
 use crate::pb::response::Kind as Answer;
 use crate::types::{Identity, RaftId};
 
@@ -61,14 +64,38 @@ async fn tell(
     let kind = changes::to_request(&change);
     let known = others(view, me, &shared.config.peers);
     let answers = caller.infos(&known, shared.config.election_timeout()).await;
+    ask_around(shared, &caller, me, &answers);
     let mut leaders = answers.into_iter().map(|(_, info)| info.leader_addr);
     let leader = leaders.find(|a| !a.is_empty()).ok_or(Error::NoLeader)?;
     let cluster = view.cluster().map(|(cluster, _)| cluster);
     match caller.call(&leader, cluster, kind, patience).await {
         Ok(Some(Answer::Done(_))) => Ok(()),
-        Ok(Some(Answer::Refused(refused))) => Err(super::wire::error(&refused, 0, 0)),
+        Ok(Some(Answer::Refused(refused))) => Err(wire::error(&refused, 0, 0)),
         Ok(_) => Err(Error::unknown("the leader's answer does not fit")),
         Err(e) => Err(Error::Unreachable { addr: leader, reason: e.to_string() }),
+    }
+}
+
+/// Members that do not answer are looked for where others reach them: two that have exchanged their
+/// addresses each find themselves at the other's, and a third knows better.
+fn ask_around(shared: &Arc<Shared>, caller: &Caller, me: RaftId, answers: &[(String, InfoAnswer)]) {
+    let mut news = false;
+    shared.update_view(|view| {
+        let Some(m) = view.membership.as_ref() else { return };
+        let own = |info: &&InfoAnswer| info.cluster_id[..] == m.cluster_id.to_bytes();
+        for member in m.members.iter().filter(|member| member.raft_id != me) {
+            let addr = view.hints.addr(member);
+            if answers.iter().any(|(at, info)| at == addr && info.node_id == member.node_id) {
+                continue;
+            }
+            let told = answers.iter().map(|(_, info)| info).filter(own);
+            let told = told.flat_map(|info| &info.elsewhere).filter_map(wire::told);
+            let told = { told }.find(|peer| peer.raft_id == member.raft_id);
+            news |= view.hints.is_silent(m, member.raft_id, told);
+        }
+    });
+    if news {
+        caller.set_peers(shared.clone());
     }
 }
 

@@ -131,6 +131,7 @@ impl PeerHandler {
             leader_id,
             leader_addr,
             membership: view.membership.as_ref().map(Membership::to_pb),
+            elsewhere: wire::elsewhere(&view),
             ..pb::InfoAnswer::default()
         }))
     }

@@ -11,10 +11,12 @@
 //! - it stays until the membership says the same, or that the member is gone: what a running
 //!   process says of itself is newer than any log, and the membership of a node that lags changes
 //!   to what has long been out of date;
+//! - what another member says of it (hearsay) counts only while it has said nothing itself and does
+//!   not answer where the membership has it, and is dropped when it does not answer there either;
 //! - of ids that the membership does not know, at most [`MAX_UNKNOWN`], the lowest ones: ids are
 //!   handed out one after the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::Leader;
 use crate::transport::Peer;
@@ -27,6 +29,8 @@ const MAX_UNKNOWN: usize = 8;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hints {
     by_raft: BTreeMap<RaftId, Peer>,
+    /// Of whom only others have said where they are.
+    hearsay: BTreeSet<RaftId>,
 }
 
 impl Hints {
@@ -35,6 +39,7 @@ impl Hints {
         if membership.is_some_and(|m| m.was_removed(peer.raft_id)) {
             return false;
         }
+        self.hearsay.remove(&peer.raft_id);
         let known = membership.and_then(|m| joined(m, peer.raft_id));
         // An earlier release does not say where it is: where the membership has it.
         if peer.addr.is_empty() || known.is_some_and(|m| m.addr == peer.addr) {
@@ -50,12 +55,41 @@ impl Hints {
         news && self.by_raft.contains_key(&id)
     }
 
+    /// A member does not answer where this node looks for it; where another one reaches it, if any
+    /// has said so. True when it is looked for elsewhere from now on.
+    pub(crate) fn is_silent(&mut self, m: &Membership, id: RaftId, told: Option<Peer>) -> bool {
+        if self.hearsay.remove(&id) {
+            return self.by_raft.remove(&id).is_some();
+        }
+        let fits = |known: &Member, peer: &Peer| {
+            known.incarnation == peer.incarnation && known.addr != peer.addr
+        };
+        match (told, joined(m, id)) {
+            (Some(peer), Some(known)) if fits(known, &peer) && !self.by_raft.contains_key(&id) => {
+                self.hearsay.insert(id);
+                self.by_raft.insert(id, peer);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The members that are not where the membership has them, by what they have said themselves.
+    pub(crate) fn elsewhere<'a>(
+        &'a self,
+        m: &'a Membership,
+    ) -> impl Iterator<Item = &'a Peer> + 'a {
+        let own = |peer: &&Peer| !self.hearsay.contains(&peer.raft_id);
+        self.by_raft.values().filter(own).filter(|peer| joined(m, peer.raft_id).is_some())
+    }
+
     /// Another membership is in force.
     pub(crate) fn settle(&mut self, new: &Membership) {
         self.by_raft.retain(|id, hint| match joined(new, *id) {
             None => !new.was_removed(*id),
             Some(now) => now.addr != hint.addr,
         });
+        self.hearsay.retain(|id| self.by_raft.contains_key(id));
     }
 
     /// Where a member is reached.
@@ -215,6 +249,35 @@ mod tests {
         hints.settle(&old);
         assert_eq!(others(&hints), Some(peer(4, "d:1")));
         hints.settle(&members(&[(1, "a:1"), (4, "d:1")], 5));
+        assert_eq!(hints, Hints::default());
+    }
+
+    /// Two exchanged their addresses: a third, whom both have told, is believed as long as that
+    /// helps, and what a member says itself counts for more.
+    #[test]
+    fn hearsay_counts_while_nothing_better_is_known() {
+        let m = members(&[(1, "a"), (2, "b"), (3, "c")], 4);
+        let mut third = Hints::default();
+        assert!(third.heard(Some(&m), peer(2, "a")));
+        let told = || third.elsewhere(&m).next().cloned();
+        let mut hints = Hints::default();
+        assert!(hints.is_silent(&m, 2, told()));
+        assert_eq!(hints.addr(&m.members[1]), "a");
+        assert_eq!(hints.elsewhere(&m).count(), 0, "it is not passed on");
+        assert!(hints.is_silent(&m, 2, told()), "not there either: where the membership has it");
+        assert_eq!(hints.addr(&m.members[1]), "b");
+        assert!(!hints.is_silent(&m, 2, None));
+
+        let other = Peer { incarnation: Incarnation::from_u128(77), ..peer(2, "a") };
+        assert!(!hints.is_silent(&m, 2, Some(other)), "another data directory");
+        assert!(!hints.is_silent(&m, 2, Some(peer(2, "b"))), "where it is looked for");
+        assert!(hints.is_silent(&m, 2, told()));
+        assert!(hints.heard(Some(&m), peer(2, "d")));
+        assert!(!hints.is_silent(&m, 2, told()), "it says itself where it is");
+        assert_eq!(hints.addr(&m.members[1]), "d");
+        let now = members(&[(1, "a"), (2, "a"), (3, "c")], 4);
+        assert!(hints.heard(Some(&m), peer(2, "b")) && hints.is_silent(&m, 2, told()));
+        hints.settle(&now);
         assert_eq!(hints, Hints::default());
     }
 

@@ -366,7 +366,7 @@ impl World {
     }
 
     /// Members that are elsewhere than the newest membership says.
-    fn moved(&self) -> Vec<(NodeId, RaftId)> {
+    pub(super) fn moved(&self) -> Vec<(NodeId, RaftId)> {
         let Some(newest) = self.churn.newest() else { return Vec::new() };
         let wrong = |m: &&Member| m.has_joined() && m.addr != self.churn.addr(m.node_id);
         newest.members.iter().filter(wrong).map(|m| (m.node_id, m.raft_id)).collect()
@@ -379,7 +379,7 @@ impl World {
             return;
         }
         self.note_swaps();
-        let Some(leader) = self.leader() else { return };
+        let Some(leader) = self.leader() else { return self.moved_ask_around() };
         for (id, raft_id) in self.moved() {
             let asked = self.churn.moves_through(leader);
             let runs = self.at(id).is_up() && self.at(id).raft_id == Some(raft_id);

@@ -152,6 +152,41 @@ impl World {
         }
     }
 
+    /// Nodes that have moved and find no leader ask those whom they reach where the others are.
+    pub(super) fn moved_ask_around(&mut self) {
+        if self.plan.get(Knob::AddressBook) == 0 {
+            return;
+        }
+        for (id, raft_id) in self.moved() {
+            let Some(Life::Running(r)) = self.machines.get(&id).map(|m| &m.life) else { continue };
+            let Some(view) = r.view.clone().filter(|_| r.raft_id == raft_id) else { continue };
+            let others =
+                || view.members.iter().map(|m| m.raft_id).filter(|other| *other != raft_id);
+            let thirds: Vec<NodeId> =
+                others().filter_map(|other| self.reaches(id, other)).collect();
+            let silent = others().filter(|other| self.reaches(id, *other).is_none());
+            for member in silent.collect::<Vec<_>>() {
+                let told = thirds.iter().find_map(|third| self.says_elsewhere(*third, member));
+                if let Some(r) = self.at(id).running() {
+                    r.hints.is_silent(&view, member, told);
+                }
+            }
+        }
+    }
+
+    fn reaches(&self, id: NodeId, other: RaftId) -> Option<NodeId> {
+        let to = self.route(id, other)?;
+        let cut = self.net.is_cut(id, to) || self.net.is_cut(to, id);
+        let there = matches!(&self.machines[&to].life, Life::Running(r) if r.raft_id == other);
+        (there && !cut).then_some(to)
+    }
+
+    /// Where a node reaches a member that is not where the membership has it.
+    fn says_elsewhere(&self, third: NodeId, member: RaftId) -> Option<Peer> {
+        let Life::Running(r) = &self.machines[&third].life else { return None };
+        r.hints.elsewhere(r.view.as_ref()?).find(|peer| peer.raft_id == member).cloned()
+    }
+
     /// Whoever knows that the sender of a hello was removed says so, and that is final.
     fn tells_removed(&mut self, to: NodeId, sender: NodeId, raft_id: RaftId) {
         let now = self.now();
