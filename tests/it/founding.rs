@@ -150,6 +150,31 @@ async fn a_partition_delays_founding_and_never_doubles_it() {
     }
 }
 
+/// Two members exchange their machines while nobody leads, and need each other's votes: each looks
+/// for the other where it is itself, and the one that knows both cannot lead.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_that_exchanged_their_addresses_find_each_other_through_a_third() {
+    let mut room = Room::new();
+    let mut nodes: Vec<_> = (1..=4).map(|id| room.start(id, &all(4))).collect();
+    let cluster = nodes[0].voters(4).await;
+    for node in &nodes {
+        assert_eq!(node.voters(4).await, cluster);
+    }
+    nodes.pop().unwrap().crash().await;
+    // On all that are left: three of four.
+    nodes[0].mailbox.put("x").await;
+    for node in nodes {
+        node.crash().await;
+    }
+    let (second, third) = (room.disks.remove(&2).unwrap(), room.disks.remove(&3).unwrap());
+    room.disks.extend([(2, third), (3, second)]);
+    let left = [room.start_as(2, 3, &[]), room.start_as(3, 2, &[]), room.start(4, &[])];
+    for node in left {
+        assert_eq!(node.voters(4).await, cluster);
+        assert_eq!(number(&node.mailbox.query(Vec::new()).await.unwrap()), 1);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn those_that_crash_while_they_found_go_on_with_it() {
     let mut room = Room::new();
