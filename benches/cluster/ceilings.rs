@@ -1,20 +1,18 @@
 //! What the machine gives at best: fdatasync of three files at once, and a stream's round trip.
 
-use std::convert::Infallible;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::{mpsc, oneshot};
-use tonic::codegen::{Body, BoxFuture, Service, StdError, http};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::Request;
+use tonic::codegen::http;
 
 use crate::control::{data_root, free_addr};
+use crate::echo::{Blob, Codec, Echo, PATH};
 use crate::load::quantile;
 
 const ROUNDS: usize = 3000;
@@ -47,51 +45,6 @@ fn sync_rounds(file: &File) -> Vec<u32> {
             begin.elapsed().as_micros() as u32
         })
         .collect()
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Blob {
-    #[prost(bytes = "bytes", tag = "1")]
-    body: Bytes,
-}
-
-type Codec = tonic_prost::ProstCodec<Blob, Blob>;
-
-#[derive(Clone)]
-struct Echo;
-
-impl tonic::server::StreamingService<Blob> for Echo {
-    type Response = Blob;
-    type ResponseStream = Streaming<Blob>;
-    type Future = BoxFuture<Response<Streaming<Blob>>, Status>;
-
-    fn call(&mut self, request: Request<Streaming<Blob>>) -> Self::Future {
-        Box::pin(async move { Ok(Response::new(request.into_inner())) })
-    }
-}
-
-impl<B> Service<http::Request<B>> for Echo
-where
-    B: Body + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
-{
-    type Response = http::Response<tonic::body::Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Infallible>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        Box::pin(async move {
-            Ok(tonic::server::Grpc::new(Codec::default()).streaming(Echo, request).await)
-        })
-    }
-}
-
-impl tonic::server::NamedService for Echo {
-    const NAME: &'static str = "bench.Echo";
 }
 
 fn runtime(single_thread: bool) -> tokio::runtime::Runtime {
@@ -143,7 +96,7 @@ async fn echo_rounds(addr: String) -> u32 {
     let (to, from) = mpsc::unbounded_channel::<Blob>();
     let requests =
         futures::stream::unfold(from, async |mut from| from.recv().await.map(|blob| (blob, from)));
-    let path = http::uri::PathAndQuery::from_static("/bench.Echo/Flow");
+    let path = http::uri::PathAndQuery::from_static(PATH);
     let answers = client.streaming(Request::new(Box::pin(requests)), path, Codec::default()).await;
     let mut answers = answers.unwrap().into_inner();
     let waiting: Arc<Mutex<Option<oneshot::Sender<()>>>> = Arc::default();

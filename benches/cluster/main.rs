@@ -20,6 +20,7 @@
 
 mod ceilings;
 mod control;
+mod echo;
 mod guard;
 mod load;
 mod node;

@@ -89,9 +89,9 @@ fn ask_around(shared: &Arc<Shared>, caller: &Caller, me: RaftId, answers: &[(Str
                 continue;
             }
             let told = answers.iter().map(|(_, info)| info).filter(own);
-            let told = told.flat_map(|info| &info.elsewhere).filter_map(wire::told);
-            let told = { told }.find(|peer| peer.raft_id == member.raft_id);
-            news |= view.hints.is_silent(m, member.raft_id, told);
+            let mut told = told.flat_map(|info| &info.elsewhere).filter_map(wire::told);
+            let told = told.find(|peer| peer.raft_id == member.raft_id);
+            news |= view.hints.missed(m, member.raft_id, told);
         }
     });
     if news {

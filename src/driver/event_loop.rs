@@ -99,7 +99,7 @@ pub(crate) struct EventLoop {
     drain_until: Option<Instant>,
     /// Jobs of this turn, in order.
     for_store: Vec<Job>,
-    /// They wait for the next turn, no longer.
+    /// What is left of them was kept for this turn, and no longer.
     kept: bool,
     /// Something was handed to tasks of this runtime, which wait for this one.
     sent: bool,

@@ -57,7 +57,7 @@ impl Hints {
 
     /// A member does not answer where this node looks for it; where another one reaches it, if any
     /// has said so. True when it is looked for elsewhere from now on.
-    pub(crate) fn is_silent(&mut self, m: &Membership, id: RaftId, told: Option<Peer>) -> bool {
+    pub(crate) fn missed(&mut self, m: &Membership, id: RaftId, told: Option<Peer>) -> bool {
         if self.hearsay.remove(&id) {
             return self.by_raft.remove(&id).is_some();
         }
@@ -261,22 +261,22 @@ mod tests {
         assert!(third.heard(Some(&m), peer(2, "a")));
         let told = || third.elsewhere(&m).next().cloned();
         let mut hints = Hints::default();
-        assert!(hints.is_silent(&m, 2, told()));
+        assert!(hints.missed(&m, 2, told()));
         assert_eq!(hints.addr(&m.members[1]), "a");
         assert_eq!(hints.elsewhere(&m).count(), 0, "it is not passed on");
-        assert!(hints.is_silent(&m, 2, told()), "not there either: where the membership has it");
+        assert!(hints.missed(&m, 2, told()), "not there either: where the membership has it");
         assert_eq!(hints.addr(&m.members[1]), "b");
-        assert!(!hints.is_silent(&m, 2, None));
+        assert!(!hints.missed(&m, 2, None));
 
         let other = Peer { incarnation: Incarnation::from_u128(77), ..peer(2, "a") };
-        assert!(!hints.is_silent(&m, 2, Some(other)), "another data directory");
-        assert!(!hints.is_silent(&m, 2, Some(peer(2, "b"))), "where it is looked for");
-        assert!(hints.is_silent(&m, 2, told()));
+        assert!(!hints.missed(&m, 2, Some(other)), "another data directory");
+        assert!(!hints.missed(&m, 2, Some(peer(2, "b"))), "where it is looked for");
+        assert!(hints.missed(&m, 2, told()));
         assert!(hints.heard(Some(&m), peer(2, "d")));
-        assert!(!hints.is_silent(&m, 2, told()), "it says itself where it is");
+        assert!(!hints.missed(&m, 2, told()), "it says itself where it is");
         assert_eq!(hints.addr(&m.members[1]), "d");
         let now = members(&[(1, "a"), (2, "a"), (3, "c")], 4);
-        assert!(hints.heard(Some(&m), peer(2, "b")) && hints.is_silent(&m, 2, told()));
+        assert!(hints.heard(Some(&m), peer(2, "b")) && hints.missed(&m, 2, told()));
         hints.settle(&now);
         assert_eq!(hints, Hints::default());
     }

@@ -278,15 +278,19 @@ mod tests {
         shared
     }
 
-    /// Answers the removals that are asked for: the first with `first`, the rest with `NoLeader`.
+    /// Answers what is asked for: the first with `first`, the rest with `NoLeader`.
     async fn answer(shared: Arc<Shared>, first: Error) {
         let mut first = Some(first);
         let mut taken = Classes::default();
         loop {
             shared.inbox.take(&mut taken);
             for event in taken.requests.drain(..) {
-                let Event::Change { reply, .. } = event else { panic!("{event:?}") };
-                reply.send(Err(first.take().unwrap_or(Error::NoLeader)));
+                let error = first.take().unwrap_or(Error::NoLeader);
+                match event {
+                    Event::Change { reply, .. } => reply.send(Err(error)),
+                    Event::Transfer { reply, .. } => reply.send(Err(error)),
+                    other => panic!("{other:?}"),
+                }
             }
             sleep(Duration::from_millis(1)).await;
         }
@@ -361,6 +365,17 @@ mod tests {
             assert_eq!(error.outcome_unknown(), unknown, "{error}");
             assert_eq!(shared.is_leaving(), unknown, "its end is a failure unless it was asked");
         }
+    }
+
+    /// Leadership may still go to another, and yet nobody was asked to remove this node.
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_could_not_hand_over_was_not_asked_to_go() {
+        let shared = member_of_two();
+        shared.status.send_modify(|s| s.role = crate::status::Role::Leader);
+        let leader = tokio::spawn(answer(shared.clone(), Error::unknown("it may still")));
+        let error = leave(&shared, Duration::from_secs(1)).await.unwrap_err();
+        leader.abort();
+        assert!(!error.outcome_unknown() && !shared.is_leaving(), "{error}");
     }
 
     #[tokio::test(start_paused = true)]

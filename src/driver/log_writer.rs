@@ -152,13 +152,11 @@ impl LogQueue {
         self.lock().asleep
     }
 
-    /// Wakes the log thread for what was queued; whether there was anything.
-    pub(crate) fn wake(&self) -> bool {
-        let asleep = mem::take(&mut self.lock().asleep);
-        if asleep {
+    /// Wakes the log thread for what was queued.
+    pub(crate) fn wake(&self) {
+        if mem::take(&mut self.lock().asleep) {
             self.wake.notify_one();
         }
-        asleep
     }
 
     /// Writes what is queued on the caller's thread, if that is quick, and if the caller has

@@ -168,7 +168,7 @@ impl World {
             for member in silent.collect::<Vec<_>>() {
                 let told = thirds.iter().find_map(|third| self.says_elsewhere(*third, member));
                 if let Some(r) = self.at(id).running() {
-                    r.hints.is_silent(&view, member, told);
+                    r.hints.missed(&view, member, told);
                 }
             }
         }

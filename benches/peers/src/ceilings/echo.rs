@@ -2,72 +2,25 @@
 //! it: a task reads the stream and answers the caller that waits.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::StreamExt;
 use peers::Result;
 use peers::results::{Measured, Op};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot};
-use tonic::codegen::{Body, BoxFuture, Service, StdError, http};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::Request;
+use tonic::codegen::http;
 
+use super::service::{Blob, Codec, Echo, PATH};
 use crate::cluster::{Killed, free_addrs};
 use crate::load::{self, Load};
 use crate::node::{Peer, View};
 
-const PATH: &str = "/peers.Echo/Flow";
 const PAUSE: Duration = Duration::from_millis(10);
 const TRIES: u32 = 500;
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Blob {
-    #[prost(bytes = "bytes", tag = "1")]
-    body: Bytes,
-}
-
-type Codec = tonic_prost::ProstCodec<Blob, Blob>;
-
-#[derive(Clone)]
-struct Echo;
-
-impl tonic::server::StreamingService<Blob> for Echo {
-    type Response = Blob;
-    type ResponseStream = Streaming<Blob>;
-    type Future = BoxFuture<Response<Streaming<Blob>>, Status>;
-
-    fn call(&mut self, request: Request<Streaming<Blob>>) -> Self::Future {
-        Box::pin(async move { Ok(Response::new(request.into_inner())) })
-    }
-}
-
-impl<B> Service<http::Request<B>> for Echo
-where
-    B: Body + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
-{
-    type Response = http::Response<tonic::body::Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Infallible>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::result::Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let mut grpc = tonic::server::Grpc::new(Codec::default());
-        Box::pin(async move { Ok(grpc.streaming(Self, request).await) })
-    }
-}
-
-impl tonic::server::NamedService for Echo {
-    const NAME: &'static str = "peers.Echo";
-}
 
 fn runtime() -> Result<Runtime> {
     Ok(Builder::new_multi_thread().enable_all().build()?)

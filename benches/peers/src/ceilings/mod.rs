@@ -3,6 +3,8 @@
 
 pub mod echo;
 mod engine;
+#[path = "../../../cluster/echo.rs"]
+mod service;
 mod sync;
 
 use std::time::Duration;
