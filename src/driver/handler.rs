@@ -131,7 +131,8 @@ impl PeerHandler {
             leader_id,
             leader_addr,
             membership: view.membership.as_ref().map(Membership::to_pb),
-            elsewhere: wire::elsewhere(&view),
+            places: view.hints.beside().map(str::to_owned).collect(),
+            raft_id: view.cluster().map_or(0, |(_, me)| me),
             ..pb::InfoAnswer::default()
         }))
     }

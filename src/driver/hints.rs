@@ -11,12 +11,13 @@
 //! - it stays until the membership says the same, or that the member is gone: what a running
 //!   process says of itself is newer than any log, and the membership of a node that lags changes
 //!   to what has long been out of date;
-//! - what another member says of it (hearsay) counts only while it has said nothing itself and does
-//!   not answer where the membership has it, and is dropped when it does not answer there either;
+//! - where a member was found by asking counts for more than what it said before, until it says hello
+//!   again or is found elsewhere, or nowhere;
 //! - of ids that the membership does not know, at most [`MAX_UNKNOWN`], the lowest ones: ids are
 //!   handed out one after the other.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::mem;
 
 use crate::error::Leader;
 use crate::transport::Peer;
@@ -29,8 +30,8 @@ const MAX_UNKNOWN: usize = 8;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hints {
     by_raft: BTreeMap<RaftId, Peer>,
-    /// Of whom only others have said where they are.
-    hearsay: BTreeSet<RaftId>,
+    /// Where members have answered when all places were asked who is there.
+    found: BTreeMap<RaftId, String>,
 }
 
 impl Hints {
@@ -39,11 +40,11 @@ impl Hints {
         if membership.is_some_and(|m| m.was_removed(peer.raft_id)) {
             return false;
         }
-        self.hearsay.remove(&peer.raft_id);
+        let found = self.found.remove(&peer.raft_id).is_some();
         let known = membership.and_then(|m| joined(m, peer.raft_id));
         // An earlier release does not say where it is: where the membership has it.
         if peer.addr.is_empty() || known.is_some_and(|m| m.addr == peer.addr) {
-            return self.by_raft.remove(&peer.raft_id).is_some();
+            return self.by_raft.remove(&peer.raft_id).is_some() || found;
         }
         let id = peer.raft_id;
         let news = self.by_raft.get(&id) != Some(&peer);
@@ -52,35 +53,30 @@ impl Hints {
         for over in unknown.into_iter().skip(MAX_UNKNOWN) {
             self.by_raft.remove(&over);
         }
-        news && self.by_raft.contains_key(&id)
+        (news || found) && self.by_raft.contains_key(&id)
     }
 
-    /// A member does not answer where this node looks for it; where another one reaches it, if any
-    /// has said so. True when it is looked for elsewhere from now on.
-    pub(crate) fn missed(&mut self, m: &Membership, id: RaftId, told: Option<Peer>) -> bool {
-        if self.hearsay.remove(&id) {
-            return self.by_raft.remove(&id).is_some();
-        }
-        let fits = |known: &Member, peer: &Peer| {
-            known.incarnation == peer.incarnation && known.addr != peer.addr
-        };
-        match (told, joined(m, id)) {
-            (Some(peer), Some(known)) if fits(known, &peer) && !self.by_raft.contains_key(&id) => {
-                self.hearsay.insert(id);
-                self.by_raft.insert(id, peer);
-                true
+    /// Every known place was asked who is there. True when some member is looked for elsewhere from
+    /// now on.
+    pub(crate) fn found(&mut self, m: &Membership, there: &BTreeMap<RaftId, String>) -> bool {
+        let before = mem::take(&mut self.found);
+        for member in m.members.iter().filter(|member| member.has_joined()) {
+            if let Some(at) = there.get(&member.raft_id).filter(|at| **at != self.addr(member)) {
+                self.found.insert(member.raft_id, at.clone());
             }
-            _ => false,
         }
+        before != self.found
     }
 
-    /// The members that are not where the membership has them, by what they have said themselves.
-    pub(crate) fn elsewhere<'a>(
-        &'a self,
-        m: &'a Membership,
-    ) -> impl Iterator<Item = &'a Peer> + 'a {
-        let own = |peer: &&Peer| !self.hearsay.contains(&peer.raft_id);
-        self.by_raft.values().filter(own).filter(|peer| joined(m, peer.raft_id).is_some())
+    /// Every address at which a member may be: a place where it is not may be another one's.
+    pub(crate) fn places<'a>(&'a self, m: &'a Membership) -> impl Iterator<Item = &'a str> + 'a {
+        m.members.iter().map(|member| member.addr.as_str()).chain(self.beside())
+    }
+
+    /// Those that the membership does not tell.
+    pub(crate) fn beside(&self) -> impl Iterator<Item = &str> {
+        let said = self.by_raft.values().map(|peer| &peer.addr);
+        said.chain(self.found.values()).map(String::as_str)
     }
 
     /// Another membership is in force.
@@ -89,12 +85,13 @@ impl Hints {
             None => !new.was_removed(*id),
             Some(now) => now.addr != hint.addr,
         });
-        self.hearsay.retain(|id| self.by_raft.contains_key(id));
+        self.found.retain(|id, at| joined(new, *id).is_some_and(|now| now.addr != *at));
     }
 
     /// Where a member is reached.
     pub(crate) fn addr<'a>(&'a self, member: &'a Member) -> &'a str {
-        self.by_raft.get(&member.raft_id).map_or(&member.addr, |hint| &hint.addr)
+        let said = || self.by_raft.get(&member.raft_id).map(|peer| &peer.addr);
+        self.found.get(&member.raft_id).or_else(said).unwrap_or(&member.addr)
     }
 
     /// A leader, where it is reached: it may have moved, and the membership lag behind.
@@ -252,32 +249,35 @@ mod tests {
         assert_eq!(hints, Hints::default());
     }
 
-    /// Two exchanged their addresses: a third, whom both have told, is believed as long as that
-    /// helps, and what a member says itself counts for more.
     #[test]
-    fn hearsay_counts_while_nothing_better_is_known() {
+    fn where_a_member_was_found_counts_until_it_speaks_or_is_silent() {
         let m = members(&[(1, "a"), (2, "b"), (3, "c")], 4);
-        let mut third = Hints::default();
-        assert!(third.heard(Some(&m), peer(2, "a")));
-        let told = || third.elsewhere(&m).next().cloned();
+        let at = |hints: &Hints| hints.addr(&m.members[1]).to_owned();
+        let there = |addr: &str| BTreeMap::from([(2, addr.to_owned()), (9, "x".to_owned())]);
+        let nowhere = BTreeMap::new();
         let mut hints = Hints::default();
-        assert!(hints.missed(&m, 2, told()));
-        assert_eq!(hints.addr(&m.members[1]), "a");
-        assert_eq!(hints.elsewhere(&m).count(), 0, "it is not passed on");
-        assert!(hints.missed(&m, 2, told()), "not there either: where the membership has it");
-        assert_eq!(hints.addr(&m.members[1]), "b");
-        assert!(!hints.missed(&m, 2, None));
+        assert!(hints.found(&m, &there("d")));
+        assert!(!hints.found(&m, &there("d")), "nothing new");
+        assert_eq!(at(&hints), "d");
+        assert!(hints.found(&m, &nowhere), "not there any more: where the membership has it");
+        assert_eq!(at(&hints), "b");
+        assert!(!hints.found(&m, &nowhere) && !hints.found(&m, &there("b")));
 
-        let other = Peer { incarnation: Incarnation::from_u128(77), ..peer(2, "a") };
-        assert!(!hints.missed(&m, 2, Some(other)), "another data directory");
-        assert!(!hints.missed(&m, 2, Some(peer(2, "b"))), "where it is looked for");
-        assert!(hints.missed(&m, 2, told()));
-        assert!(hints.heard(Some(&m), peer(2, "d")));
-        assert!(!hints.missed(&m, 2, told()), "it says itself where it is");
-        assert_eq!(hints.addr(&m.members[1]), "d");
-        let now = members(&[(1, "a"), (2, "a"), (3, "c")], 4);
-        assert!(hints.heard(Some(&m), peer(2, "b")) && hints.missed(&m, 2, told()));
-        hints.settle(&now);
+        assert!(hints.found(&m, &there("d")) && hints.heard(Some(&m), peer(2, "e")));
+        assert_eq!(at(&hints), "e", "it says itself where it is");
+        assert!(hints.found(&m, &there("d")), "it moved on, and does not know us");
+        assert_eq!(at(&hints), "d");
+        assert_eq!(hints.places(&m).collect::<Vec<_>>(), ["a", "b", "c", "e", "d"]);
+        assert!(hints.heard(Some(&m), peer(2, "e")), "what it said before counts again");
+        assert_eq!(at(&hints), "e");
+        assert!(hints.found(&m, &there("b")), "it is back, and does not know us");
+        assert!(hints.heard(Some(&m), peer(2, "b")));
+        assert_eq!(hints, Hints::default());
+
+        assert!(hints.found(&m, &there("d")));
+        hints.settle(&m);
+        assert_eq!(at(&hints), "d");
+        hints.settle(&members(&[(1, "a"), (2, "d"), (3, "c")], 4));
         assert_eq!(hints, Hints::default());
     }
 

@@ -110,7 +110,7 @@ async fn step(
     if shared.leads() {
         let handed = shared.ask(SMALL, left, |reply| Event::Transfer { to: None, reply }).await;
         // Whether leadership may still go is of no matter: no removal was asked for.
-        handed.map_err(|e| if e.outcome_unknown() { Error::NoLeader } else { e })?;
+        handed.map_err(|e| if e.outcome_unknown() { Error::Timeout } else { e })?;
         let mut watch = shared.status.subscribe();
         let handed = watch.wait_for(|s| s.leader_id != 0 && s.leader_id != identity.node_id);
         let _ = timeout_at(deadline, handed).await;

@@ -14,7 +14,6 @@
 //! - dropping the supervisor's future ends every part, too; the node has not ended before the Store
 //!   is gone, so that it can be opened again.
 
-mod announce;
 pub(crate) mod applier;
 pub(crate) mod batch;
 pub(crate) mod boot;
@@ -38,6 +37,7 @@ pub(crate) mod shared;
 mod snapshotter;
 #[cfg(test)]
 pub(crate) mod wait_for;
+pub(crate) mod whereabouts;
 pub(crate) mod wire;
 
 use std::pin::pin;
@@ -167,14 +167,14 @@ async fn main(shared: Arc<Shared>, boot: Boot, seed: u64, ports: Ports) -> Resul
 
 /// Waits for what ends the node: a failure, or an order.
 async fn watch(shared: &Arc<Shared>, addr: &str, log: &LogQueue) -> Result<()> {
-    let mut announce = pin!(announce::announce(shared, addr).fuse());
+    let mut whereabouts = pin!(whereabouts::keep(shared, addr));
     let mut held_up = pin!(tell_of_the_disk(shared, log));
     loop {
         tokio::select! {
             biased;
             error = shared.fatal.wait() => return Err(error),
             () = shared.reached(Phase::Stopping) => return Ok(()),
-            () = &mut announce => {}
+            () = &mut whereabouts => {}
             () = &mut held_up => {}
         }
     }

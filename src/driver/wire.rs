@@ -6,14 +6,11 @@
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::changes;
-use super::shared::View;
 use crate::error::{Error, Leader, Outcome, Result};
 use crate::node::event::Applied;
 use crate::pb;
 use crate::pb::refused::Code;
-use crate::transport::Peer;
-use crate::types::{Incarnation, NodeId};
+use crate::types::NodeId;
 use crate::zoo::{self, Bug};
 
 /// Bytes of an answer beside its outcomes, and of an outcome beside itself, generously.
@@ -58,30 +55,6 @@ pub(crate) fn refuse(error: &Error, leader: Option<Leader>) -> pb::Refused {
 /// A refusal as the response to a whole request.
 pub(crate) fn refused(error: &Error, leader: Option<Leader>) -> pb::Response {
     respond(pb::response::Kind::Refused(refuse(error, leader)))
-}
-
-/// The members that are not where the membership has them.
-pub(crate) fn elsewhere(view: &View) -> Vec<pb::Member> {
-    let told = view.membership.iter().flat_map(|m| view.hints.elsewhere(m));
-    let member = |peer: &Peer| pb::Member {
-        node_id: peer.node_id,
-        raft_id: peer.raft_id,
-        incarnation: Bytes::copy_from_slice(&peer.incarnation.to_bytes()),
-        addr: peer.addr.clone(),
-        ..pb::Member::default()
-    };
-    told.map(member).collect()
-}
-
-/// One of those; None when it cannot be one.
-pub(crate) fn told(member: &pb::Member) -> Option<Peer> {
-    changes::check_addr(&member.addr).ok()?;
-    Some(Peer {
-        raft_id: member.raft_id,
-        node_id: member.node_id,
-        incarnation: Incarnation::from_slice(&member.incarnation)?,
-        addr: member.addr.clone(),
-    })
 }
 
 pub(crate) fn respond(kind: pb::response::Kind) -> pb::Response {

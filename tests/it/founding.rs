@@ -150,27 +150,79 @@ async fn a_partition_delays_founding_and_never_doubles_it() {
     }
 }
 
-/// Two members exchange their machines while nobody leads, and need each other's votes: each looks
-/// for the other where it is itself, and the one that knows both cannot lead.
-#[tokio::test(flavor = "multi_thread")]
-async fn two_that_exchanged_their_addresses_find_each_other_through_a_third() {
+/// Members exchange their machines while nobody leads, and need each other's votes: each looks for
+/// another one where it is itself, or where a third is by now.
+async fn members_find_each_other_after(exchange: &[(u64, u64)], of: u64, lagging: bool) {
     let mut room = Room::new();
-    let mut nodes: Vec<_> = (1..=4).map(|id| room.start(id, &all(4))).collect();
-    let cluster = nodes[0].voters(4).await;
+    let mut nodes: Vec<_> = (1..=of).map(|id| room.start(id, &all(of))).collect();
+    let cluster = nodes[0].voters(of as usize).await;
     for node in &nodes {
-        assert_eq!(node.voters(4).await, cluster);
+        assert_eq!(node.voters(of as usize).await, cluster);
     }
-    nodes.pop().unwrap().crash().await;
-    // On all that are left: three of four.
+    if lagging {
+        nodes.pop().unwrap().crash().await;
+    }
+    // On all that are left.
     nodes[0].mailbox.put("x").await;
     for node in nodes {
         node.crash().await;
     }
-    let (second, third) = (room.disks.remove(&2).unwrap(), room.disks.remove(&3).unwrap());
-    room.disks.extend([(2, third), (3, second)]);
-    let left = [room.start_as(2, 3, &[]), room.start_as(3, 2, &[]), room.start(4, &[])];
-    for node in left {
-        assert_eq!(node.voters(4).await, cluster);
+    let mut moved = BTreeMap::new();
+    for (from, to) in exchange {
+        moved.insert(*to, (*from, room.disks.remove(from).unwrap()));
+    }
+    let ids: Vec<(u64, u64)> = moved.iter().map(|(at, (id, _))| (*id, *at)).collect();
+    room.disks.extend(moved.into_iter().map(|(at, (_, disk))| (at, disk)));
+    let started: Vec<_> = ids.iter().map(|(id, at)| room.start_as(*id, *at, &[])).collect();
+    for node in started {
+        assert_eq!(node.voters(of as usize).await, cluster);
+        assert_eq!(number(&node.mailbox.query(Vec::new()).await.unwrap()), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_that_exchanged_their_addresses_find_each_other() {
+    members_find_each_other_after(&[(1, 2), (2, 1)], 2, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_that_exchanged_their_addresses_in_a_circle_find_each_other() {
+    members_find_each_other_after(&[(1, 2), (2, 3), (3, 1)], 3, false).await;
+}
+
+/// The one that cannot lead is the third; one of the four is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_of_four_that_exchanged_their_addresses_elect_one_of_them() {
+    members_find_each_other_after(&[(2, 3), (3, 2), (4, 4)], 4, true).await;
+}
+
+/// The only member that can lead joined while another one was away, whose vote it needs. That one
+/// has moved, and does not know it; a third knows both.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_moved_is_found_by_one_that_joined_meanwhile() {
+    let mut room = Room::new();
+    let nodes: Vec<_> = (1..=3).map(|id| room.start(id, &all(3))).collect();
+    let [first, second, third] = <[_; 3]>::try_from(nodes).ok().unwrap();
+    for node in [&first, &second, &third] {
+        node.voters(3).await;
+    }
+    third.crash().await;
+    let fourth = room.start(4, &all(3));
+    fourth.voters(4).await;
+    let fifth = room.start(5, &all(3));
+    for node in [&first, &second, &fourth] {
+        node.voters(5).await;
+    }
+    first.crash().await;
+    fourth.mailbox.put("x").await;
+    for node in [second, fourth, fifth] {
+        node.crash().await;
+    }
+    let disk = room.disks.remove(&3).unwrap();
+    room.disks.insert(9, disk);
+    let back = [room.start(1, &[]), room.start(4, &[]), room.start_as(3, 9, &[])];
+    for node in back {
+        node.voters(5).await;
         assert_eq!(number(&node.mailbox.query(Vec::new()).await.unwrap()), 1);
     }
 }

@@ -322,19 +322,15 @@ impl World {
         }
     }
 
-    /// Two machines exchange their addresses. Each of them finds the others, which stay where they
-    /// were: that must be enough, so all are there, and nothing changes meanwhile.
+    /// Two machines exchange their addresses, whatever else is under way, but for members that are
+    /// where nobody else has been: those must find the others where they were.
     fn swap(&mut self) {
-        let all_there = self.possible_voters().iter().all(|v| self.intact(v, 0) == v.len());
-        if !self.is_settled() || !all_there || self.oracle.possible().next().is_some() {
-            return;
-        }
         let voters = self.members_of(MemberRole::Voter);
         let (Some(a), Some(b)) = (self.one_of(&voters), self.one_of(&voters)) else { return };
         let [a, b] = [a.node_id, b.node_id];
         let both = |m: &Machine| m.is_up() || matches!(m.life, Life::Down);
         let fit = a != b && both(&self.machines[&a]) && both(&self.machines[&b]);
-        if !fit || voters.len() < 3 || !self.may_move(a) || !self.may_move(b) {
+        if !fit || !self.addresses_are_shuffled_at_most() {
             return;
         }
         let [of_a, of_b] = [self.churn.addr(a), self.churn.addr(b)];
@@ -346,6 +342,16 @@ impl World {
             self.crash(a, Crash::Kill);
             self.crash(b, Crash::Kill);
         }
+    }
+
+    /// Whether every member is at an address that some member has in the newest membership.
+    fn addresses_are_shuffled_at_most(&self) -> bool {
+        let Some(newest) = self.churn.newest() else { return false };
+        let known = |m: &Member| {
+            let addr = self.churn.addr(m.node_id);
+            newest.members.iter().any(|other| other.addr == addr)
+        };
+        newest.members.iter().filter(|m| m.has_joined()).all(known)
     }
 
     fn may_move(&self, id: NodeId) -> bool {
@@ -366,7 +372,7 @@ impl World {
     }
 
     /// Members that are elsewhere than the newest membership says.
-    pub(super) fn moved(&self) -> Vec<(NodeId, RaftId)> {
+    fn moved(&self) -> Vec<(NodeId, RaftId)> {
         let Some(newest) = self.churn.newest() else { return Vec::new() };
         let wrong = |m: &&Member| m.has_joined() && m.addr != self.churn.addr(m.node_id);
         newest.members.iter().filter(wrong).map(|m| (m.node_id, m.raft_id)).collect()
@@ -379,7 +385,8 @@ impl World {
             return;
         }
         self.note_swaps();
-        let Some(leader) = self.leader() else { return self.moved_ask_around() };
+        self.look_around();
+        let Some(leader) = self.leader() else { return };
         for (id, raft_id) in self.moved() {
             let asked = self.churn.moves_through(leader);
             let runs = self.at(id).is_up() && self.at(id).raft_id == Some(raft_id);
@@ -389,8 +396,7 @@ impl World {
         }
     }
 
-    /// An exchange is over when everybody has it on disk: until then one of the two that is alone
-    /// with the other would not find it.
+    /// An exchange is over when everybody has it on disk.
     fn note_swaps(&mut self) {
         let swaps = std::mem::take(&mut self.churn.swaps);
         for (a, b) in swaps {

@@ -63,6 +63,7 @@ marks! {
     DeadRemoved "a voter that was silent for long is removed";
     LeaderDemoted "the demotion of the leader is asked for, and happens";
     MembersSet "all members are set by one request";
+    FoundElsewhere "a node that misses a member finds it by asking who is where";
     AddressesSwapped "two machines exchange their addresses, and all is recorded";
     CrashInChange "crash with a membership change committed and not yet applied";
     ExpectedHeard "a member that has joined is heard by one that still expects it";

@@ -11,6 +11,7 @@ use super::schedule::{MS, Time};
 use super::subject::{DIGEST, mix};
 use super::world::{What, World};
 use crate::driver::handler::check_sender;
+use crate::driver::whereabouts::misses;
 use crate::node::event::Event;
 use crate::transport::{Peer, Refusal};
 use crate::types::{Message, NodeId, RaftId};
@@ -152,39 +153,39 @@ impl World {
         }
     }
 
-    /// Nodes that have moved and find no leader ask those whom they reach where the others are.
-    pub(super) fn moved_ask_around(&mut self) {
+    /// Nodes that miss members ask at every place that they know who is there.
+    pub(super) fn look_around(&mut self) {
         if self.plan.get(Knob::AddressBook) == 0 {
             return;
         }
-        for (id, raft_id) in self.moved() {
-            let Some(Life::Running(r)) = self.machines.get(&id).map(|m| &m.life) else { continue };
-            let Some(view) = r.view.clone().filter(|_| r.raft_id == raft_id) else { continue };
-            let others =
-                || view.members.iter().map(|m| m.raft_id).filter(|other| *other != raft_id);
-            let thirds: Vec<NodeId> =
-                others().filter_map(|other| self.reaches(id, other)).collect();
-            let silent = others().filter(|other| self.reaches(id, *other).is_none());
-            for member in silent.collect::<Vec<_>>() {
-                let told = thirds.iter().find_map(|third| self.says_elsewhere(*third, member));
-                if let Some(r) = self.at(id).running() {
-                    r.hints.missed(&view, member, told);
-                }
+        let misses = |m: &&Machine| matches!(&m.life, Life::Running(r) if misses(&r.status));
+        let all: Vec<NodeId> = self.machines.values().filter(misses).map(|m| m.id).collect();
+        for id in all {
+            let mut there = self.who_answers(id, self.places(id));
+            let named = there.iter().flat_map(|third| self.places(*third)).collect();
+            there.extend(self.who_answers(id, named));
+            let there: BTreeMap<RaftId, String> = there
+                .into_iter()
+                .filter_map(|third| Some((self.machines[&third].raft_id?, self.churn.addr(third))))
+                .collect();
+            let Some(r) = self.at(id).running() else { continue };
+            let Some(view) = &r.view else { continue };
+            if r.hints.found(view, &there) {
+                self.hit(Mark::FoundElsewhere);
             }
         }
     }
 
-    fn reaches(&self, id: NodeId, other: RaftId) -> Option<NodeId> {
-        let to = self.route(id, other)?;
-        let cut = self.net.is_cut(id, to) || self.net.is_cut(to, id);
-        let there = matches!(&self.machines[&to].life, Life::Running(r) if r.raft_id == other);
-        (there && !cut).then_some(to)
+    /// Where a node believes that members may be.
+    fn places(&self, id: NodeId) -> Vec<String> {
+        let Life::Running(r) = &self.machines[&id].life else { return Vec::new() };
+        r.view.iter().flat_map(|view| r.hints.places(view)).map(str::to_owned).collect()
     }
 
-    /// Where a node reaches a member that is not where the membership has it.
-    fn says_elsewhere(&self, third: NodeId, member: RaftId) -> Option<Peer> {
-        let Life::Running(r) = &self.machines[&third].life else { return None };
-        r.hints.elsewhere(r.view.as_ref()?).find(|peer| peer.raft_id == member).cloned()
+    fn who_answers(&self, id: NodeId, places: Vec<String>) -> BTreeSet<NodeId> {
+        let cut = |to: &NodeId| self.net.is_cut(id, *to) || self.net.is_cut(*to, id);
+        let there = places.iter().filter_map(|addr| self.listener(addr));
+        there.filter(|to| *to != id && !cut(to) && self.machines[to].is_up()).collect()
     }
 
     /// Whoever knows that the sender of a hello was removed says so, and that is final.

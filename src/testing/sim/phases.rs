@@ -79,9 +79,7 @@ impl World {
         // Nor how many changes an administrator has asked for will still happen, also of those that
         // were given up a moment ago: a node may hold them, and ask when it finds a leader.
         let asked = !self.is_settled();
-        // Two that have exchanged their addresses find each other only through a third.
-        let swapped = self.plan.get(Knob::AddressBook) > 0 && self.plan.get(Knob::Swap) > 0;
-        if churn && (unnoticed || asked || swapped || self.plan.get(Knob::HealSome) == 0) {
+        if churn && (unnoticed || asked || self.plan.get(Knob::HealSome) == 0) {
             self.whole = true;
             return rest.into_iter().collect();
         }

@@ -136,8 +136,10 @@ static REFUSED: Shape = leaf(size_of::<pb::Refused>());
 static OUTCOME: Shape = of(size_of::<pb::Outcome>() * 2, &[(4, &REFUSED)]);
 static PROPOSE: Shape = leaf(0);
 static CHANGE: Shape = of(0, &[(2, &MEMBER)]);
-static REQUEST: Shape = of(0, &[(4, &PROPOSE), (5, &CHANGE)]);
-static INFO: Shape = of(0, &[(5, &MEMBERSHIP)]);
+static FOUNDER: Shape = of(size_of::<pb::Founder>() * 2, &[(6, &MEMBERSHIP)]);
+static FOUND: Shape = of(0, &[(1, &FOUNDER), (2, &MEMBERSHIP)]);
+static REQUEST: Shape = of(0, &[(4, &PROPOSE), (5, &CHANGE), (7, &FOUND)]);
+static INFO: Shape = of(0, &[(5, &MEMBERSHIP), (6, &FOUNDER)]);
 static JOINED: Shape = of(0, &[(3, &MEMBERSHIP)]);
 static PROPOSED: Shape = of(0, &[(1, &OUTCOME)]);
 static RESPONSE: Shape = of(0, &[(1, &INFO), (2, &JOINED), (3, &PROPOSED), (5, &REFUSED)]);
@@ -239,6 +241,31 @@ mod tests {
         let wire = [0x12, 0].repeat(1 << 20);
         assert!(check(&wire, &BATCH).is_err());
         assert!(check(&wire[..1000], &BATCH).is_ok());
+    }
+
+    #[test]
+    fn many_empty_members_are_refused_wherever_they_hide() {
+        let inside = |fields: &[u8], mut wire: Vec<u8>| {
+            for field in fields {
+                let mut outer = vec![field << 3 | 2];
+                prost::encoding::encode_varint(wire.len() as u64, &mut outer);
+                outer.append(&mut wire);
+                wire = outer;
+            }
+            wire
+        };
+        let all: [(&'static Shape, &[u8]); 5] = [
+            (&RESPONSE, &[5, 1]),
+            (&RESPONSE, &[6, 6, 1]),
+            (&RESPONSE, &[3, 2]),
+            (&REQUEST, &[6, 1, 7]),
+            (&REQUEST, &[2, 7]),
+        ];
+        for (shape, path) in all {
+            let members = |n| inside(path, [0x22, 0].repeat(n));
+            assert!(check(&members(1 << 20), shape).is_err(), "{path:?}");
+            assert_eq!(check(&members(100), shape), Ok(()), "{path:?}");
+        }
     }
 
     #[test]

@@ -1,0 +1,203 @@
+//! Where nodes are, while the membership does not say.
+//!
+//! A node that moved tells the leader its new address: members that know only the old one cannot
+//! reach it, and it may never hear who leads, so it asks. A node that misses members, because nobody
+//! leads or because it leads and they are silent, asks at every address it knows who is there, then
+//! at those that the answers name. So members that exchanged their addresses find each other, and
+//! one that moved is found by those that joined since, of whom it does not know. Invariants:
+//! - a member is looked for elsewhere only where it has just answered; the handshake checks who it
+//!   is, as always;
+//! - what answers name is asked, not believed, and only so much of it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use slog::{info, warn};
+use tokio::time::sleep;
+
+use super::caller::Caller;
+use super::changes;
+use super::shared::{SMALL, Shared, View};
+use super::wire;
+use crate::error::{Error, Result};
+use crate::node::event::{Change, Event};
+use crate::pb::InfoAnswer;
+use crate::pb::response::Kind as Answer;
+use crate::status::{Role, Status};
+use crate::types::{ClusterId, Identity};
+
+/// Addresses, beside those that this node knows, that are asked in one round.
+const MAX_NAMED: usize = 64;
+/// A leader asks once in so many election timeouts: it has others to speak to.
+const LEADER_ASKS: u32 = 8;
+
+/// Who answered, and where.
+type Answers = Vec<(String, InfoAnswer)>;
+
+/// Keeps the members informed of this node's address, and this node of theirs.
+/// Never ends.
+pub(super) async fn keep(shared: &Arc<Shared>, addr: &str) {
+    let mut announced = false;
+    let mut rounds = 0u32;
+    loop {
+        let view = shared.view();
+        let moved = moved(&view, addr);
+        announced &= moved.is_some();
+        rounds = if misses(&shared.status.borrow()) { rounds.saturating_add(1) } else { 0 };
+        // An election may take one round, and nobody is lost.
+        let due = if shared.leads() { rounds % LEADER_ASKS == 2 } else { rounds > 1 };
+        let unknown = moved.filter(|_| !announced);
+        if due || unknown.is_some() {
+            let answers = look_around(shared, &view, addr).await;
+            if let Some(identity) = unknown {
+                announced = announce(shared, identity, addr, &answers).await;
+            }
+        }
+        sleep(shared.config.election_timeout()).await;
+    }
+}
+
+/// Whether this node needs members that it does not hear.
+pub(crate) fn misses(status: &Status) -> bool {
+    match status.role {
+        Role::Leader => status.members.iter().any(|member| member.reachable == Some(false)),
+        _ => status.leader_id == 0,
+    }
+}
+
+/// Asks who is where; members that have answered are looked for there from now on.
+async fn look_around(shared: &Arc<Shared>, view: &View, addr: &str) -> Answers {
+    let Some((cluster, me)) = view.cluster() else { return Vec::new() };
+    let Some(caller) = shared.caller() else { return Vec::new() };
+    let patience = shared.config.election_timeout() / 2;
+    let known = known(view, addr, &shared.config.peers);
+    let mut answers = ask(&caller, cluster, &known, patience).await;
+    let named = named(&answers, |at| at != addr && !known.contains(at));
+    answers.extend(ask(&caller, cluster, &named, patience).await);
+
+    let there = answers.iter().filter(|(_, info)| info.raft_id != me);
+    let there = there.map(|(at, info)| (info.raft_id, at.clone())).collect();
+    let mut news = false;
+    shared.update_view(|View { membership, hints, .. }| {
+        news = membership.as_ref().is_some_and(|m| hints.found(m, &there));
+    });
+    if news {
+        info!(shared.logger, "members were found elsewhere, or are not there any more";
+            "places" => shared.view().hints.beside().collect::<Vec<_>>().join(" "));
+        caller.set_peers(shared.clone());
+    }
+    answers
+}
+
+/// The members of this cluster that answer there.
+async fn ask(
+    caller: &Caller,
+    cluster: ClusterId,
+    addrs: &BTreeSet<String>,
+    patience: Duration,
+) -> Answers {
+    let addrs: Vec<String> = addrs.iter().cloned().collect();
+    let mut answers = caller.infos(&addrs, patience).await;
+    answers.retain(|(_, info)| info.cluster_id[..] == cluster.to_bytes());
+    answers
+}
+
+/// Where this node asks first. Where it was itself, another one may be by now.
+fn known(view: &View, addr: &str, seeds: &[String]) -> BTreeSet<String> {
+    let places = view.membership.iter().flat_map(|m| view.hints.places(m));
+    let all = places.chain(seeds.iter().map(String::as_str));
+    all.filter(|at| *at != addr).map(str::to_owned).collect()
+}
+
+/// What the answers name beside that.
+fn named(answers: &Answers, new: impl Fn(&str) -> bool) -> BTreeSet<String> {
+    let members = answers.iter().filter_map(|(_, info)| info.membership.as_ref());
+    let recorded = members.flat_map(|m| &m.members).map(|member| &member.addr);
+    let all = answers.iter().flat_map(|(_, info)| &info.places).chain(recorded);
+    let new: BTreeSet<&String> = all.filter(|at| new(at)).collect();
+    let fit = new.into_iter().filter(|at| changes::check_addr(at).is_ok());
+    fit.take(MAX_NAMED).cloned().collect()
+}
+
+/// Who this node is, when the membership has it at another address.
+fn moved(view: &View, addr: &str) -> Option<Identity> {
+    let (_, me) = view.cluster()?;
+    let member = view.membership.as_ref()?.by_raft(me)?;
+    view.identity.filter(|_| member.addr != addr)
+}
+
+/// True once the members know this address, or are going to.
+async fn announce(shared: &Arc<Shared>, identity: Identity, addr: &str, answers: &Answers) -> bool {
+    let told = tell(shared, identity, addr, answers).await;
+    match &told {
+        Ok(()) => info!(shared.logger, "announced a new address"; "addr" => addr.to_owned()),
+        Err(e) => warn!(shared.logger, "could not announce the new address yet";
+            "addr" => addr.to_owned(), "reason" => %e),
+    }
+    told.is_ok()
+}
+
+async fn tell(
+    shared: &Arc<Shared>,
+    Identity { node_id, incarnation, cluster, boot: _ }: Identity,
+    addr: &str,
+    answers: &Answers,
+) -> Result<()> {
+    let change = Change::Update { node_id, incarnation, addr: addr.to_owned() };
+    let patience = shared.config.request_timeout;
+    if shared.leads() {
+        shared.ask(SMALL, patience, |reply| Event::Change { change, reply }).await?;
+        return Ok(());
+    }
+    let Some(caller) = shared.caller() else { return Err(Error::ShuttingDown) };
+    let kind = changes::to_request(&change);
+    let leader = answers.iter().map(|(_, info)| &info.leader_addr).find(|at| !at.is_empty());
+    let leader = leader.ok_or(Error::NoLeader)?;
+    match caller.call(leader, cluster.map(|(id, _)| id), kind, patience).await {
+        Ok(Some(Answer::Done(_))) => Ok(()),
+        Ok(Some(Answer::Refused(refused))) => Err(wire::error(&refused, 0, 0)),
+        Ok(_) => Err(Error::unknown("the leader's answer does not fit")),
+        Err(e) => Err(Error::Unreachable { addr: leader.clone(), reason: e.to_string() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::Peer;
+    use crate::types::{ConfState, Member, Membership};
+
+    fn view() -> View {
+        let membership = Membership {
+            cluster_id: ClusterId::from_u128(9),
+            index: 5,
+            conf_state: ConfState { voters: vec![1, 2, 3], ..ConfState::default() },
+            members: [1, 2, 3].map(Member::numbered).into(),
+            next_raft_id: 4,
+        };
+        View { membership: Some(membership), ..View::default() }
+    }
+
+    #[test]
+    fn all_places_are_asked_but_this_one() {
+        let mut view = view();
+        let Member { raft_id, node_id, incarnation, .. } = Member::numbered(3);
+        let moved = Peer { raft_id, node_id, incarnation, addr: "n3:9".to_owned() };
+        view.hints.heard(view.membership.as_ref(), moved);
+        let known = known(&view, "n1:9", &["seed:1".to_owned(), "n1:9".to_owned()]);
+        // The first is where this node was.
+        assert_eq!(Vec::from_iter(known), ["n1:1", "n2:1", "n3:1", "n3:9", "seed:1"]);
+    }
+
+    #[test]
+    fn what_answers_name_is_asked_once_and_not_without_end() {
+        let places = (100..300).map(|n| format!("n{n}:1"));
+        let places = places.chain(["n1:1".to_owned(), String::new(), "x".repeat(9999)]).collect();
+        let membership = view().membership.as_ref().map(Membership::to_pb);
+        let info = InfoAnswer { membership, places, ..InfoAnswer::default() };
+        let named = named(&vec![("n2:1".to_owned(), info)], |at| at != "n1:1");
+        assert_eq!(named.len(), MAX_NAMED);
+        assert!(named.contains("n100:1") && !named.contains("n1:1") && !named.contains(""));
+    }
+}
