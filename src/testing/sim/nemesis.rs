@@ -11,7 +11,7 @@ use super::schedule::{MS, SECOND, Time};
 use super::world::{What, World};
 use crate::testing::rng::Rng;
 use crate::testing::vfs::Fault;
-use crate::types::{NodeId, RaftId};
+use crate::types::{ConfState, Membership, NodeId, RaftId};
 use crate::vfs::Vfs;
 
 /// What the faults have done that is not over.
@@ -397,8 +397,8 @@ impl World {
         let generation = self.at(id).generation;
         let backup = self.at(id).backup.take().filter(|(g, _)| *g == generation);
         let Some((_, copy)) = backup.filter(|_| self.can_lose(id) && self.all_run_but(id)) else {
-            let copy = self.at(id).vfs.fork();
-            self.at(id).backup = Some((generation, copy));
+            let copy = (!self.decides_alone(id)).then(|| self.at(id).vfs.fork());
+            self.at(id).backup = copy.map(|copy| (generation, copy));
             return;
         };
         self.note(|| format!("node {id} gets an older copy of its disk"));
@@ -410,6 +410,17 @@ impl World {
         m.wiped = true;
         self.nemesis.quiet_until = self.now() + 10 * SECOND;
         self.boot(id);
+    }
+
+    /// Whether a copy of this disk, as it is, could commit without asking anybody who remembers.
+    fn decides_alone(&self, id: NodeId) -> bool {
+        let record = self.oracle.durable(id).membership;
+        let Some(record) = record.and_then(|r| Membership::decode(r).ok()) else { return true };
+        let later = self.oracle.memberships.range(record.index..).map(|(_, m)| m);
+        later.chain([&record]).any(|m| {
+            let ConfState { voters, voters_outgoing, .. } = &m.conf_state;
+            voters.len() == 1 || voters_outgoing.len() == 1
+        })
     }
 
     /// Whether everybody else runs, unhindered, and holds everything that was committed, and the
