@@ -315,7 +315,10 @@ impl<S: Store> Raft<S> {
         let (opening, log) = (shared.clone(), self.log);
         let opened = blocking(move || open(&opening, log, id)).await?;
         shared.status.send_modify(|s| s.id = id);
-        shared.update_view(|view| view.addr.clone_from(&addr));
+        shared.update_view(|view| {
+            view.addr.clone_from(&addr);
+            view.seeds = [entry.given(), &shared.config.peers].concat();
+        });
         shared.know(opened.identity, opened.membership()?);
         let caller = core.serve(format!("raftline-{id}"))?;
         let known = [locked(&self.asked).clone(), shared.config.peers.clone()].concat();

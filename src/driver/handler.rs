@@ -71,6 +71,7 @@ impl PeerHandler {
         if boots.len() >= MAX_SENDERS && !boots.contains_key(&from) {
             return Err(Refusal::Busy(format!("{MAX_SENDERS} senders were heard of already")));
         }
+        let fresh = boots.get(&from).is_none_or(|known| *known != (boot, addr.clone()));
         let (highest, at) = boots.entry(from).or_insert_with(|| (boot, addr.clone()));
         if boot < *highest {
             return Err(Refusal::Sender(format!(
@@ -90,12 +91,12 @@ impl PeerHandler {
             return Ok(());
         }
         (*highest, *at) = (boot, addr.clone());
-        self.note_address(view, hello);
+        self.note_address(view, hello, fresh);
         Ok(())
     }
 
     /// A peer says where it is reached: where the membership does not know, it serves.
-    fn note_address(&self, view: &View, hello: &pb::Hello) {
+    fn note_address(&self, view: &View, hello: &pb::Hello, fresh: bool) {
         let Some(incarnation) = Incarnation::from_slice(&hello.from_incarnation) else { return };
         if !hello.from_addr.is_empty() && changes::check_addr(&hello.from_addr).is_err() {
             return;
@@ -106,13 +107,13 @@ impl PeerHandler {
             incarnation,
             addr: hello.from_addr.clone(),
         };
-        if !view.hints.clone().heard(view.membership.as_ref(), peer.clone()) {
+        if !view.hints.clone().heard(view.membership.as_ref(), peer.clone(), fresh) {
             return;
         }
         info!(self.shared.logger, "a peer says where it is reached"; "node" => hello.from_node,
             "raft_id" => hello.from, "addr" => &hello.from_addr);
         self.shared.update_view(|view| {
-            view.hints.heard(view.membership.as_ref(), peer);
+            view.hints.heard(view.membership.as_ref(), peer, fresh);
         });
         if let Some(caller) = self.shared.caller() {
             caller.set_peers(self.shared.clone());

@@ -11,12 +11,13 @@
 //! - it stays until the membership says the same, or that the member is gone: what a running
 //!   process says of itself is newer than any log, and the membership of a node that lags changes
 //!   to what has long been out of date;
-//! - where a member was found by asking counts for more than what it said before, until it says hello
-//!   again or is found elsewhere, or nowhere;
+//! - where a member was found by asking counts for more than what it said before, until another start
+//!   of it says hello, it is not there any more, or the membership has a new address for it;
+//! - a member that answers where it is looked for is looked for there, whatever else it is called;
 //! - of ids that the membership does not know, at most [`MAX_UNKNOWN`], the lowest ones: ids are
 //!   handed out one after the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 
 use crate::error::Leader;
@@ -26,21 +27,34 @@ use crate::types::{Member, Membership, RaftId};
 /// Peers that the membership does not know and whose address is remembered.
 const MAX_UNKNOWN: usize = 8;
 
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Found {
+    at: String,
+    /// Where the membership had it.
+    recorded: String,
+}
+
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hints {
     by_raft: BTreeMap<RaftId, Peer>,
     /// Where members have answered when all places were asked who is there.
-    found: BTreeMap<RaftId, String>,
+    found: BTreeMap<RaftId, Found>,
 }
 
 impl Hints {
-    /// A peer said hello, and was let in. True when that tells something new.
-    pub(crate) fn heard(&mut self, membership: Option<&Membership>, peer: Peer) -> bool {
+    /// A peer said hello, and was let in; `fresh` when this start of it has not said the same before.
+    /// True when that tells something new.
+    pub(crate) fn heard(
+        &mut self,
+        membership: Option<&Membership>,
+        peer: Peer,
+        fresh: bool,
+    ) -> bool {
         if membership.is_some_and(|m| m.was_removed(peer.raft_id)) {
             return false;
         }
-        let found = self.found.remove(&peer.raft_id).is_some();
+        let found = fresh && self.found.remove(&peer.raft_id).is_some();
         let known = membership.and_then(|m| joined(m, peer.raft_id));
         // An earlier release does not say where it is: where the membership has it.
         if peer.addr.is_empty() || known.is_some_and(|m| m.addr == peer.addr) {
@@ -56,13 +70,24 @@ impl Hints {
         (news || found) && self.by_raft.contains_key(&id)
     }
 
-    /// Every known place was asked who is there. True when some member is looked for elsewhere from
-    /// now on.
-    pub(crate) fn found(&mut self, m: &Membership, there: &BTreeMap<RaftId, String>) -> bool {
+    /// Every known place was asked, and these members answered there. True when some member is looked
+    /// for elsewhere from now on.
+    pub(crate) fn found(&mut self, m: &Membership, there: &BTreeSet<(RaftId, String)>) -> bool {
         let before = mem::take(&mut self.found);
         for member in m.members.iter().filter(|member| member.has_joined()) {
-            if let Some(at) = there.get(&member.raft_id).filter(|at| **at != self.addr(member)) {
-                self.found.insert(member.raft_id, at.clone());
+            let id = member.raft_id;
+            let answers = |at: &str| there.contains(&(id, at.to_owned()));
+            let said = self.addr(member);
+            let old = before.get(&id).map(|found| found.at.as_str()).filter(|at| answers(at));
+            let all = || there.range((id, String::new())..).take_while(|(who, _)| *who == id);
+            let at = match old {
+                None if answers(said) => None,
+                None => all().next().map(|(_, at)| at.as_str()),
+                old => old,
+            };
+            if let Some(at) = at {
+                let (at, recorded) = (at.to_owned(), member.addr.clone());
+                self.found.insert(id, Found { at, recorded });
             }
         }
         before != self.found
@@ -76,7 +101,7 @@ impl Hints {
     /// Those that the membership does not tell.
     pub(crate) fn beside(&self) -> impl Iterator<Item = &str> {
         let said = self.by_raft.values().map(|peer| &peer.addr);
-        said.chain(self.found.values()).map(String::as_str)
+        said.chain(self.found.values().map(|found| &found.at)).map(String::as_str)
     }
 
     /// Another membership is in force.
@@ -85,13 +110,15 @@ impl Hints {
             None => !new.was_removed(*id),
             Some(now) => now.addr != hint.addr,
         });
-        self.found.retain(|id, at| joined(new, *id).is_some_and(|now| now.addr != *at));
+        self.found
+            .retain(|id, found| joined(new, *id).is_some_and(|now| now.addr == found.recorded));
     }
 
     /// Where a member is reached.
     pub(crate) fn addr<'a>(&'a self, member: &'a Member) -> &'a str {
         let said = || self.by_raft.get(&member.raft_id).map(|peer| &peer.addr);
-        self.found.get(&member.raft_id).or_else(said).unwrap_or(&member.addr)
+        let found = self.found.get(&member.raft_id).map(|found| &found.at);
+        found.or_else(said).unwrap_or(&member.addr)
     }
 
     /// A leader, where it is reached: it may have moved, and the membership lag behind.
@@ -185,8 +212,8 @@ mod tests {
     #[test]
     fn a_leader_that_joined_meanwhile_is_reached_until_the_membership_knows_it() {
         let (mut hints, old) = (Hints::default(), members(&[(1, "a:1")], 2));
-        assert!(hints.heard(Some(&old), peer(4, "d:1")));
-        assert!(!hints.heard(Some(&old), peer(4, "d:1")), "nothing new");
+        assert!(hints.heard(Some(&old), peer(4, "d:1"), true));
+        assert!(!hints.heard(Some(&old), peer(4, "d:1"), true), "nothing new");
         assert_eq!(reached(&hints, &old), owned(&[(1, "a:1"), (4, "d:1")]));
         hints.settle(&members(&[(1, "a:1"), (4, "d:1")], 5));
         assert_eq!(hints, Hints::default());
@@ -195,17 +222,17 @@ mod tests {
     #[test]
     fn one_that_was_removed_is_forgotten_and_not_heard_again() {
         let (mut hints, old) = (Hints::default(), members(&[(1, "a:1")], 2));
-        assert!(hints.heard(Some(&old), peer(4, "d:1")));
+        assert!(hints.heard(Some(&old), peer(4, "d:1"), true));
         let new = members(&[(1, "a:1")], 5);
         hints.settle(&new);
         assert_eq!(hints, Hints::default());
-        assert!(!hints.heard(Some(&new), peer(4, "d:1")));
+        assert!(!hints.heard(Some(&new), peer(4, "d:1"), true));
     }
 
     #[test]
     fn a_member_that_moved_is_reached_where_it_says_until_the_membership_says_the_same() {
         let (mut hints, old) = (Hints::default(), members(&[(1, "a:1"), (2, "b:1")], 3));
-        assert!(hints.heard(Some(&old), peer(2, "b:3")));
+        assert!(hints.heard(Some(&old), peer(2, "b:3"), true));
         assert_eq!(reached(&hints, &old), owned(&[(1, "a:1"), (2, "b:3")]));
         // A log that lags tells of an earlier move.
         hints.settle(&members(&[(1, "a:1"), (2, "b:2")], 3));
@@ -217,7 +244,7 @@ mod tests {
     #[test]
     fn a_member_that_joined_and_moved_meanwhile_is_reached_where_it_is_now() {
         let (mut hints, old) = (Hints::default(), members(&[(1, "a:1")], 2));
-        assert!(hints.heard(Some(&old), peer(4, "d:2")));
+        assert!(hints.heard(Some(&old), peer(4, "d:2"), true));
         let joined = members(&[(1, "a:1"), (4, "d:1")], 5);
         hints.settle(&joined);
         assert_eq!(reached(&hints, &joined), owned(&[(1, "a:1"), (4, "d:2")]));
@@ -227,10 +254,10 @@ mod tests {
     fn one_that_is_back_or_says_nothing_is_where_the_membership_has_it() {
         for addr in ["b:1", ""] {
             let (mut hints, m) = (Hints::default(), members(&[(1, "a:1"), (2, "b:1")], 3));
-            assert!(hints.heard(Some(&m), peer(2, "b:2")));
-            assert!(hints.heard(Some(&m), peer(2, addr)));
+            assert!(hints.heard(Some(&m), peer(2, "b:2"), true));
+            assert!(hints.heard(Some(&m), peer(2, addr), true));
             assert_eq!(hints, Hints::default());
-            assert!(!hints.heard(Some(&m), peer(2, addr)), "nothing new");
+            assert!(!hints.heard(Some(&m), peer(2, addr), true), "nothing new");
         }
     }
 
@@ -240,7 +267,7 @@ mod tests {
         old.members[1].incarnation = Incarnation::from_u128(0);
         let others = |hints: &Hints| hints.peers(Some(&old)).find(|p| p.raft_id != 1);
         assert_eq!(others(&hints), None, "nobody knows its data directory");
-        assert!(hints.heard(Some(&old), peer(4, "d:1")));
+        assert!(hints.heard(Some(&old), peer(4, "d:1"), true));
         assert_eq!(others(&hints), Some(peer(4, "d:1")));
         // A change of something else comes first.
         hints.settle(&old);
@@ -253,31 +280,32 @@ mod tests {
     fn where_a_member_was_found_counts_until_it_speaks_or_is_silent() {
         let m = members(&[(1, "a"), (2, "b"), (3, "c")], 4);
         let at = |hints: &Hints| hints.addr(&m.members[1]).to_owned();
-        let there = |addr: &str| BTreeMap::from([(2, addr.to_owned()), (9, "x".to_owned())]);
-        let nowhere = BTreeMap::new();
+        let there = |at: &[&str]| {
+            let all = at.iter().map(|at| (2, (*at).to_owned()));
+            all.chain([(9, "x".to_owned())]).collect::<BTreeSet<_>>()
+        };
         let mut hints = Hints::default();
-        assert!(hints.found(&m, &there("d")));
-        assert!(!hints.found(&m, &there("d")), "nothing new");
+        assert!(hints.found(&m, &there(&["d"])));
+        assert!(!hints.found(&m, &there(&["d"])), "nothing new");
+        assert!(!hints.found(&m, &there(&["b", "d", "c"])), "it has more than one name");
         assert_eq!(at(&hints), "d");
-        assert!(hints.found(&m, &nowhere), "not there any more: where the membership has it");
+        assert!(hints.found(&m, &there(&["b", "c"])), "not there any more");
         assert_eq!(at(&hints), "b");
-        assert!(!hints.found(&m, &nowhere) && !hints.found(&m, &there("b")));
+        assert!(!hints.found(&m, &there(&["a", "b"])) && !hints.found(&m, &there(&[])));
 
-        assert!(hints.found(&m, &there("d")) && hints.heard(Some(&m), peer(2, "e")));
+        assert!(hints.found(&m, &there(&["d"])) && hints.heard(Some(&m), peer(2, "e"), true));
         assert_eq!(at(&hints), "e", "it says itself where it is");
-        assert!(hints.found(&m, &there("d")), "it moved on, and does not know us");
+        assert!(hints.found(&m, &there(&["d"])), "it moved on, and does not know us");
+        assert!(!hints.heard(Some(&m), peer(2, "e"), false), "an old stream is judged again");
         assert_eq!(at(&hints), "d");
         assert_eq!(hints.places(&m).collect::<Vec<_>>(), ["a", "b", "c", "e", "d"]);
-        assert!(hints.heard(Some(&m), peer(2, "e")), "what it said before counts again");
-        assert_eq!(at(&hints), "e");
-        assert!(hints.found(&m, &there("b")), "it is back, and does not know us");
-        assert!(hints.heard(Some(&m), peer(2, "b")));
+        assert!(hints.heard(Some(&m), peer(2, "b"), true), "it is back");
         assert_eq!(hints, Hints::default());
 
-        assert!(hints.found(&m, &there("d")));
+        assert!(hints.found(&m, &there(&["d"])));
         hints.settle(&m);
         assert_eq!(at(&hints), "d");
-        hints.settle(&members(&[(1, "a"), (2, "d"), (3, "c")], 4));
+        hints.settle(&members(&[(1, "a"), (2, "f"), (3, "c")], 4));
         assert_eq!(hints, Hints::default());
     }
 
@@ -285,11 +313,11 @@ mod tests {
     fn invented_ids_do_not_crowd_out_the_next_ones() {
         let (mut hints, m) = (Hints::default(), members(&[(1, "a:1")], 2));
         for id in 1000..2000 {
-            hints.heard(Some(&m), peer(id, "x:1"));
+            hints.heard(Some(&m), peer(id, "x:1"), true);
         }
         assert_eq!(hints.by_raft.len(), MAX_UNKNOWN);
-        assert!(!hints.heard(Some(&m), peer(5000, "x:1")), "not taken");
-        assert!(hints.heard(Some(&m), peer(2, "b:1")));
+        assert!(!hints.heard(Some(&m), peer(5000, "x:1"), true), "not taken");
+        assert!(hints.heard(Some(&m), peer(2, "b:1"), true));
         assert_eq!(hints.by_raft.len(), MAX_UNKNOWN);
         assert!(hints.by_raft.contains_key(&2));
     }

@@ -316,7 +316,7 @@ mod tests {
         let Member { raft_id, node_id, incarnation, .. } = membership.members[1].clone();
         let peer = Peer { raft_id, node_id, incarnation, addr: "n2:9".to_owned() };
         let mut hints = Hints::default();
-        assert!(hints.heard(Some(&membership), peer));
+        assert!(hints.heard(Some(&membership), peer, true));
         let mut inquiry = Inquiry::new(1, membership, hints);
         assert_eq!(inquiry.ask(), ["n2:9"]);
         assert!(inquiry.ask().is_empty(), "each is asked once");

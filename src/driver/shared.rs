@@ -53,6 +53,8 @@ pub(crate) struct View {
     pub(crate) addr: String,
     /// Where peers say that they are.
     pub(crate) hints: Hints,
+    /// Addresses that a person gave, to be asked for members.
+    pub(crate) seeds: Vec<String>,
 }
 
 impl View {
@@ -142,7 +144,7 @@ impl Shared {
             let Member { raft_id, incarnation, .. } = *member;
             let peer = Peer { raft_id, node_id, incarnation, addr: current };
             self.update_view(|view| {
-                view.hints.heard(membership, peer);
+                view.hints.heard(membership, peer, true);
             });
         }
     }

@@ -24,29 +24,60 @@ use crate::error::{Error, Result};
 use crate::node::event::{Change, Event};
 use crate::pb::InfoAnswer;
 use crate::pb::response::Kind as Answer;
-use crate::status::{Role, Status};
+use crate::status::{MemberStatus, Role, Status};
 use crate::types::{ClusterId, Identity};
 
-/// Addresses, beside those that this node knows, that are asked in one round.
-const MAX_NAMED: usize = 64;
+/// Addresses of one answer, beside those that this node knows, that are asked in one round.
+const MAX_NAMED: usize = 32;
 /// A leader asks once in so many election timeouts: it has others to speak to.
 const LEADER_ASKS: u32 = 8;
 
 /// Who answered, and where.
 type Answers = Vec<(String, InfoAnswer)>;
 
-/// Keeps the members informed of this node's address, and this node of theirs.
-/// Never ends.
+/// When a node looks for the members that it misses.
+#[derive(Debug, Default)]
+pub(crate) struct Search {
+    rounds: u32,
+}
+
+impl Search {
+    /// Whether to look now; asked once in an election timeout.
+    pub(crate) fn is_due(&mut self, status: &Status) -> bool {
+        if !misses(status) {
+            self.rounds = 0;
+            return false;
+        }
+        self.rounds = self.rounds.saturating_add(1);
+        // An election may take one round, and nobody is lost.
+        match status.role {
+            Role::Leader => self.rounds % LEADER_ASKS == 2,
+            _ => self.rounds > 1,
+        }
+    }
+}
+
+/// Whether this node needs members that it does not hear.
+fn misses(status: &Status) -> bool {
+    // One that was added and has not joined is nowhere yet.
+    let silent = |m: &MemberStatus| m.reachable == Some(false) && !m.incarnation.is_empty();
+    match status.role {
+        Role::Leader => status.members.iter().any(silent),
+        _ => status.leader_id == 0,
+    }
+}
+
+/// Keeps the members informed of this node's address, and this node of theirs. Never ends.
 pub(super) async fn keep(shared: &Arc<Shared>, addr: &str) {
+    let mut search = Search::default();
+    // Once: a person who then records another address means it.
     let mut announced = false;
-    let mut rounds = 0u32;
     loop {
         let view = shared.view();
+        let due = search.is_due(&shared.status.borrow());
         let moved = moved(&view, addr);
-        announced &= moved.is_some();
-        rounds = if misses(&shared.status.borrow()) { rounds.saturating_add(1) } else { 0 };
-        // An election may take one round, and nobody is lost.
-        let due = if shared.leads() { rounds % LEADER_ASKS == 2 } else { rounds > 1 };
+        // Without a leader its own membership may be old.
+        announced |= moved.is_none() && shared.leader().is_some();
         let unknown = moved.filter(|_| !announced);
         if due || unknown.is_some() {
             let answers = look_around(shared, &view, addr).await;
@@ -58,20 +89,12 @@ pub(super) async fn keep(shared: &Arc<Shared>, addr: &str) {
     }
 }
 
-/// Whether this node needs members that it does not hear.
-pub(crate) fn misses(status: &Status) -> bool {
-    match status.role {
-        Role::Leader => status.members.iter().any(|member| member.reachable == Some(false)),
-        _ => status.leader_id == 0,
-    }
-}
-
 /// Asks who is where; members that have answered are looked for there from now on.
 async fn look_around(shared: &Arc<Shared>, view: &View, addr: &str) -> Answers {
     let Some((cluster, me)) = view.cluster() else { return Vec::new() };
     let Some(caller) = shared.caller() else { return Vec::new() };
     let patience = shared.config.election_timeout() / 2;
-    let known = known(view, addr, &shared.config.peers);
+    let known = known(view, addr);
     let mut answers = ask(&caller, cluster, &known, patience).await;
     let named = named(&answers, |at| at != addr && !known.contains(at));
     answers.extend(ask(&caller, cluster, &named, patience).await);
@@ -80,7 +103,9 @@ async fn look_around(shared: &Arc<Shared>, view: &View, addr: &str) -> Answers {
     let there = there.map(|(at, info)| (info.raft_id, at.clone())).collect();
     let mut news = false;
     shared.update_view(|View { membership, hints, .. }| {
-        news = membership.as_ref().is_some_and(|m| hints.found(m, &there));
+        // What was heard meanwhile may be newer than the answers.
+        let same = *hints == view.hints;
+        news = same && membership.as_ref().is_some_and(|m| hints.found(m, &there));
     });
     if news {
         info!(shared.logger, "members were found elsewhere, or are not there any more";
@@ -104,20 +129,21 @@ async fn ask(
 }
 
 /// Where this node asks first. Where it was itself, another one may be by now.
-fn known(view: &View, addr: &str, seeds: &[String]) -> BTreeSet<String> {
+fn known(view: &View, addr: &str) -> BTreeSet<String> {
     let places = view.membership.iter().flat_map(|m| view.hints.places(m));
-    let all = places.chain(seeds.iter().map(String::as_str));
+    let all = places.chain(view.seeds.iter().map(String::as_str));
     all.filter(|at| *at != addr).map(str::to_owned).collect()
 }
 
 /// What the answers name beside that.
 fn named(answers: &Answers, new: impl Fn(&str) -> bool) -> BTreeSet<String> {
-    let members = answers.iter().filter_map(|(_, info)| info.membership.as_ref());
-    let recorded = members.flat_map(|m| &m.members).map(|member| &member.addr);
-    let all = answers.iter().flat_map(|(_, info)| &info.places).chain(recorded);
-    let new: BTreeSet<&String> = all.filter(|at| new(at)).collect();
-    let fit = new.into_iter().filter(|at| changes::check_addr(at).is_ok());
-    fit.take(MAX_NAMED).cloned().collect()
+    let of_one = |info: &InfoAnswer| {
+        let members = info.membership.iter().flat_map(|m| &m.members);
+        let told = info.places.iter().chain(members.map(|member| &member.addr));
+        let fit = told.filter(|at| new(at) && changes::check_addr(at).is_ok());
+        fit.take(MAX_NAMED).cloned().collect::<Vec<_>>()
+    };
+    answers.iter().flat_map(|(_, info)| of_one(info)).collect()
 }
 
 /// Who this node is, when the membership has it at another address.
@@ -145,21 +171,26 @@ async fn tell(
     answers: &Answers,
 ) -> Result<()> {
     let change = Change::Update { node_id, incarnation, addr: addr.to_owned() };
-    let patience = shared.config.request_timeout;
+    let patience = shared.config.election_timeout();
     if shared.leads() {
         shared.ask(SMALL, patience, |reply| Event::Change { change, reply }).await?;
         return Ok(());
     }
     let Some(caller) = shared.caller() else { return Err(Error::ShuttingDown) };
-    let kind = changes::to_request(&change);
-    let leader = answers.iter().map(|(_, info)| &info.leader_addr).find(|at| !at.is_empty());
-    let leader = leader.ok_or(Error::NoLeader)?;
-    match caller.call(leader, cluster.map(|(id, _)| id), kind, patience).await {
-        Ok(Some(Answer::Done(_))) => Ok(()),
-        Ok(Some(Answer::Refused(refused))) => Err(wire::error(&refused, 0, 0)),
-        Ok(_) => Err(Error::unknown("the leader's answer does not fit")),
-        Err(e) => Err(Error::Unreachable { addr: leader.clone(), reason: e.to_string() }),
+    let cluster = cluster.map(|(id, _)| id);
+    // A member that is cut off may name one that led long ago.
+    let leaders: BTreeSet<&String> = answers.iter().map(|(_, info)| &info.leader_addr).collect();
+    let mut told = Err(Error::NoLeader);
+    for leader in leaders.into_iter().filter(|at| !at.is_empty()) {
+        let kind = changes::to_request(&change);
+        told = match caller.call(leader, cluster, kind, patience).await {
+            Ok(Some(Answer::Done(_))) => return Ok(()),
+            Ok(Some(Answer::Refused(refused))) => Err(wire::error(&refused, 0, 0)),
+            Ok(_) => Err(Error::unknown("the leader's answer does not fit")),
+            Err(e) => Err(Error::Unreachable { addr: leader.clone(), reason: e.to_string() }),
+        };
     }
+    told
 }
 
 #[cfg(test)]
@@ -180,12 +211,33 @@ mod tests {
     }
 
     #[test]
+    fn a_leader_searches_for_silent_members_and_others_for_a_leader() {
+        let silent = |incarnation: &str| MemberStatus {
+            reachable: Some(false),
+            incarnation: incarnation.to_owned(),
+            ..MemberStatus::default()
+        };
+        let rounds = |status: &Status| {
+            let mut search = Search::default();
+            (0..20).filter(|_| search.is_due(status)).count()
+        };
+        let alone = Status::default();
+        assert_eq!(rounds(&alone), 19, "all but the first");
+        assert_eq!(rounds(&Status { leader_id: 2, ..alone.clone() }), 0);
+        let leads = Status { role: Role::Leader, leader_id: 1, ..alone };
+        assert_eq!(rounds(&leads), 0);
+        assert_eq!(rounds(&Status { members: vec![silent("x")], ..leads.clone() }), 3);
+        assert_eq!(rounds(&Status { members: vec![silent("")], ..leads }), 0, "not there yet");
+    }
+
+    #[test]
     fn all_places_are_asked_but_this_one() {
         let mut view = view();
         let Member { raft_id, node_id, incarnation, .. } = Member::numbered(3);
         let moved = Peer { raft_id, node_id, incarnation, addr: "n3:9".to_owned() };
-        view.hints.heard(view.membership.as_ref(), moved);
-        let known = known(&view, "n1:9", &["seed:1".to_owned(), "n1:9".to_owned()]);
+        view.hints.heard(view.membership.as_ref(), moved, true);
+        view.seeds = ["seed:1", "n1:9"].map(str::to_owned).into();
+        let known = known(&view, "n1:9");
         // The first is where this node was.
         assert_eq!(Vec::from_iter(known), ["n1:1", "n2:1", "n3:1", "n3:9", "seed:1"]);
     }

@@ -32,7 +32,7 @@ pub(super) enum Entry {
 
 impl Entry {
     /// The addresses that the call was given.
-    fn given(&self) -> &[String] {
+    pub(super) fn given(&self) -> &[String] {
         match self {
             Self::Found => &[],
             Self::Join { known: given } | Self::Start { given } => given,

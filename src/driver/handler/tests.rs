@@ -1,7 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
-use crate::driver::hints::Hints;
 use crate::types::{ConfState, Identity, Member, Membership};
 
 fn view() -> View {
@@ -20,7 +19,7 @@ fn view() -> View {
             next_raft_id: 4,
         }),
         addr: "n1:1".to_owned(),
-        hints: Hints::default(),
+        ..View::default()
     }
 }
 

@@ -372,7 +372,7 @@ impl World {
     }
 
     /// Members that are elsewhere than the newest membership says.
-    fn moved(&self) -> Vec<(NodeId, RaftId)> {
+    pub(super) fn moved(&self) -> Vec<(NodeId, RaftId)> {
         let Some(newest) = self.churn.newest() else { return Vec::new() };
         let wrong = |m: &&Member| m.has_joined() && m.addr != self.churn.addr(m.node_id);
         newest.members.iter().filter(wrong).map(|m| (m.node_id, m.raft_id)).collect()
@@ -386,14 +386,6 @@ impl World {
         }
         self.note_swaps();
         self.look_around();
-        let Some(leader) = self.leader() else { return };
-        for (id, raft_id) in self.moved() {
-            let asked = self.churn.moves_through(leader);
-            let runs = self.at(id).is_up() && self.at(id).raft_id == Some(raft_id);
-            if runs && !asked {
-                self.announce(leader, id);
-            }
-        }
     }
 
     /// An exchange is over when everybody has it on disk.
@@ -409,7 +401,7 @@ impl World {
         }
     }
 
-    fn announce(&mut self, node: NodeId, id: NodeId) {
+    pub(super) fn announce(&mut self, node: NodeId, id: NodeId) {
         let addr = self.churn.addr(id);
         let incarnation = self.at(id).incarnation();
         let change = Change::Update { node_id: id, incarnation, addr };

@@ -92,7 +92,7 @@ impl Churn {
 
     /// Whether a change may be under way.
     pub(super) fn is_busy(&self) -> bool {
-        !self.open.is_empty() || !self.wishes.is_empty() || !self.swaps.is_empty()
+        !self.open.is_empty() || !self.wishes.is_empty()
     }
 
     pub(super) fn last_doubt(&self) -> Time {

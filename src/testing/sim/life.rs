@@ -9,6 +9,7 @@ use super::stopping::Refusal;
 use super::world::{What, World};
 use crate::driver::boot::Opened;
 use crate::driver::hints::Hints;
+use crate::driver::whereabouts::Search;
 use crate::error::Result;
 use crate::log::LogBatch;
 use crate::node::Node;
@@ -227,6 +228,9 @@ impl World {
             mischief: None,
             view: None,
             hints: Hints::default(),
+            said: std::collections::BTreeMap::new(),
+            search: Search::default(),
+            next_look: 0,
             removed: None,
             status: crate::status::Status::default(),
             drain: None,

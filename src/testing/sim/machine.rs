@@ -10,6 +10,7 @@ use super::schedule::Time;
 use crate::config::Config;
 use crate::driver::boot::{Opened, Storage};
 use crate::driver::hints::Hints;
+use crate::driver::whereabouts::Search;
 use crate::error::Error;
 use crate::log::LogStorage;
 use crate::log::wal::{Wal, WalOptions};
@@ -65,6 +66,11 @@ pub(super) struct Running {
     pub(super) view: Option<Membership>,
     /// Where peers say that they are.
     pub(super) hints: Hints,
+    /// What each peer has said when it connected: which start of it, and where it is.
+    pub(super) said: BTreeMap<RaftId, (u64, String)>,
+    /// When it looks for members.
+    pub(super) search: Search,
+    pub(super) next_look: Time,
     /// Since when it knows that it was removed.
     pub(super) removed: Option<Time>,
     /// What it has told about itself last.

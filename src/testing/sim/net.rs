@@ -4,14 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::calls::Envelope;
-use super::machine::{Life, Machine};
+use super::machine::{Life, Machine, Running};
 use super::marks::Mark;
 use super::plan::Knob;
 use super::schedule::{MS, Time};
 use super::subject::{DIGEST, mix};
 use super::world::{What, World};
 use crate::driver::handler::check_sender;
-use crate::driver::whereabouts::misses;
 use crate::node::event::Event;
 use crate::transport::{Peer, Refusal};
 use crate::types::{Message, NodeId, RaftId};
@@ -153,25 +152,51 @@ impl World {
         }
     }
 
-    /// Nodes that miss members ask at every place that they know who is there.
+    /// Nodes that miss members ask at every place that they know who is there; those that moved ask
+    /// who leads.
     pub(super) fn look_around(&mut self) {
-        if self.plan.get(Knob::AddressBook) == 0 {
-            return;
-        }
-        let misses = |m: &&Machine| matches!(&m.life, Life::Running(r) if misses(&r.status));
-        let all: Vec<NodeId> = self.machines.values().filter(misses).map(|m| m.id).collect();
-        for id in all {
+        let moved = self.moved();
+        let ids: Vec<NodeId> = self.machines.keys().copied().collect();
+        for id in ids {
+            let (now, timeout) = (self.now(), self.config.election_timeout().as_micros() as Time);
+            let Some(r) = self.at(id).running().filter(|r| r.next_look <= now) else { continue };
+            r.next_look = now + timeout;
+            let due = r.search.is_due(&r.status);
+            let me = r.raft_id;
+            let moved = moved.contains(&(id, me));
+            if self.at(id).paused_until > now || !due && !moved {
+                continue;
+            }
             let mut there = self.who_answers(id, self.places(id));
             let named = there.iter().flat_map(|third| self.places(*third)).collect();
             there.extend(self.who_answers(id, named));
-            let there: BTreeMap<RaftId, String> = there
+            if moved {
+                self.asks_who_leads(id, &there);
+            }
+            let there: BTreeSet<(RaftId, String)> = there
                 .into_iter()
                 .filter_map(|third| Some((self.machines[&third].raft_id?, self.churn.addr(third))))
                 .collect();
-            let Some(r) = self.at(id).running() else { continue };
-            let Some(view) = &r.view else { continue };
-            if r.hints.found(view, &there) {
+            let found = |r: &mut Running| r.view.as_ref().is_some_and(|m| r.hints.found(m, &there));
+            if self.at(id).running().is_some_and(found) {
                 self.hit(Mark::FoundElsewhere);
+            }
+        }
+    }
+
+    /// A node that moved tells the leader, when it reaches it, or one that knows it.
+    fn asks_who_leads(&mut self, id: NodeId, there: &BTreeSet<NodeId>) {
+        let named =
+            there.iter().chain([&id]).filter_map(|third| match &self.machines[third].life {
+                Life::Running(r) => Some(r.status.leader_id),
+                Life::Down | Life::Joining | Life::Out => None,
+            });
+        let named: BTreeSet<NodeId> = named.filter(|leader| *leader != 0).collect();
+        for leader in named {
+            let leads = self.machines.get(&leader).is_some_and(Machine::leads);
+            let reached = leader == id || self.answers(id, leader);
+            if leads && reached && !self.churn.moves_through(leader) {
+                self.announce(leader, id);
             }
         }
     }
@@ -183,9 +208,18 @@ impl World {
     }
 
     fn who_answers(&self, id: NodeId, places: Vec<String>) -> BTreeSet<NodeId> {
-        let cut = |to: &NodeId| self.net.is_cut(id, *to) || self.net.is_cut(*to, id);
         let there = places.iter().filter_map(|addr| self.listener(addr));
-        there.filter(|to| *to != id && !cut(to) && self.machines[to].is_up()).collect()
+        there.filter(|to| *to != id && self.answers(id, *to)).collect()
+    }
+
+    fn answers(&self, id: NodeId, to: NodeId) -> bool {
+        let now = self.now();
+        let open = |from, to| {
+            let clogged = self.net.clogged.get(&(from, to)).is_some_and(|until| *until > now);
+            !self.net.is_cut(from, to) && !clogged
+        };
+        let m = &self.machines[&to];
+        m.is_up() && m.paused_until <= now && open(id, to) && open(to, id)
     }
 
     /// Whoever knows that the sender of a hello was removed says so, and that is final.
@@ -205,12 +239,14 @@ impl World {
 
     /// A connection begins with a hello, which says where its sender is.
     fn says_where(&mut self, to: NodeId, sender: NodeId, raft_id: RaftId) {
-        let addr = self.churn.addr(sender);
+        let (addr, boot) = (self.churn.addr(sender), self.at(sender).boots);
         let names = self.oracle.incarnation(raft_id);
         let Some(r) = self.machines.get_mut(&to).and_then(Machine::running) else { return };
         let Some(incarnation) = names else { return };
+        let said = (boot, addr.clone());
+        let fresh = r.said.insert(raft_id, said.clone()) != Some(said);
         let peer = Peer { raft_id, node_id: sender, incarnation, addr };
-        if r.hints.heard(r.view.as_ref(), peer) {
+        if r.hints.heard(r.view.as_ref(), peer, fresh) {
             self.hit(Mark::SaysWhere);
         }
     }
