@@ -58,6 +58,7 @@ struct Call {
     home: NodeId,
     home_epoch: u64,
     at: NodeId,
+    sent: Time,
     work: Work,
     remote: Remote,
     outcome: Option<Outcome>,
@@ -92,8 +93,8 @@ impl World {
         let there = reached.and_then(|leader| self.listener(&leader.addr));
         let leader = there.unwrap_or(id);
         let home_epoch = self.at(id).epoch;
-        let call =
-            Call { home: id, home_epoch, at: leader, work, remote: Remote::NotYet, outcome: None };
+        let (sent, remote) = (self.now(), Remote::NotYet);
+        let call = Call { home: id, home_epoch, at: leader, sent, work, remote, outcome: None };
         self.calls.open.insert(number, call);
         let sent = match there {
             Some(leader) => self.send_call(id, leader, Envelope::Request(number)),
@@ -122,8 +123,9 @@ impl World {
         if let Err(Refused { leader }) = served {
             let error = Error::NotLeader { leader };
             call.outcome = Some(Outcome::Refused(wire::refuse(&error, None)));
-            let home = call.home;
-            self.calls.refusals.note(home);
+            let (home, sent) = (call.home, call.sent);
+            self.calls.refusals.note(home, sent);
+            self.note(|| format!("node {at} refuses a request of node {home}: it does not lead"));
             return self.send_back(at, home, number);
         }
         let mut events = Vec::new();

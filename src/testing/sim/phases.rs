@@ -181,7 +181,8 @@ impl World {
             }
             self.demand_way(id);
             let from = self.clients.done.len();
-            let refused = (self.calls.refusals.of(id), self.oracle.newest_leader());
+            self.calls.refusals.count_from(self.now());
+            let led_by = self.oracle.newest_leader();
             let asked = self.fresh_operations(id);
             let end = self.now() + 20 * self.config.election_timeout().as_micros() as Time;
             while !self.clients.is_idle() {
@@ -196,10 +197,13 @@ impl World {
             let good = |r: &&Record| matches!(r.came, Came::Ok(_) | Came::Rejected(_));
             let bad: Vec<&Record> = new.iter().filter(|r| !good(r)).collect();
             assert!(bad.is_empty() && new.len() == asked, "I15: a healthy cluster says {bad:?}");
-            let now = (self.calls.refusals.of(id), self.oracle.newest_leader());
             // A transfer that was asked for before may still depose a leader.
-            let (more, same) = (now.0 - refused.0, now.1 == refused.1);
-            assert!(more == 0 || !same, "I15: of the requests of node {id}, {more} are refused");
+            let same = self.oracle.newest_leader() == led_by;
+            let refused = self.calls.refusals.of(id);
+            assert!(
+                refused == 0 || !same,
+                "I15: of the requests of node {id}, {refused} are refused"
+            );
         }
     }
 

@@ -21,11 +21,20 @@ const MAX_HOPS: usize = 8;
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
     by_home: BTreeMap<NodeId, u64>,
+    /// Requests that were sent earlier, and were under way since, do not count.
+    since: Time,
 }
 
 impl Refusals {
-    pub(super) fn note(&mut self, home: NodeId) {
-        *self.by_home.entry(home).or_default() += 1;
+    pub(super) fn note(&mut self, home: NodeId, sent: Time) {
+        if sent >= self.since {
+            *self.by_home.entry(home).or_default() += 1;
+        }
+    }
+
+    /// Counts anew: what is sent from this moment on.
+    pub(super) fn count_from(&mut self, since: Time) {
+        *self = Self { since, ..Self::default() };
     }
 
     /// Requests of a node that were refused.
