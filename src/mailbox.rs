@@ -170,7 +170,7 @@ impl Mailbox {
             return Ok(self.shared.status.borrow().clone());
         }
         let mut status = self.ask(SMALL, |reply| Event::Status { reply }).await?;
-        self.shared.add_elsewhere(&mut status);
+        self.shared.complete(&mut status);
         Ok(status)
     }
 

@@ -46,7 +46,7 @@ pub(crate) fn to_request(change: &Change) -> request::Kind {
             Kind::Describe(pb::Description { node_id, addr, metadata })
         }
     };
-    request::Kind::Change(pb::Change { kind: Some(kind) })
+    request::Kind::Change(pb::Change { kind: Some(kind), boot: 0 })
 }
 
 /// The change that a peer asks for.
@@ -248,7 +248,7 @@ mod tests {
             let error = refused.unwrap_err().to_string();
             assert!(error.contains(text), "{change:?}: {error}");
         }
-        let nothing = from_pb(pb::Change { kind: None }).unwrap_err().to_string();
+        let nothing = from_pb(pb::Change::default()).unwrap_err().to_string();
         assert!(nothing.contains("unknown kind"), "{nothing}");
     }
 

@@ -255,7 +255,7 @@ impl EventLoop {
             }
             Effect::SetPeers(membership) => self.set_peers(membership),
             Effect::Publish(mut status) => {
-                self.shared.add_elsewhere(&mut status);
+                self.shared.complete(&mut status);
                 self.shared.status.send_replace(*status);
             }
             Effect::Fatal(error) => return Err(error),

@@ -72,20 +72,9 @@ impl PeerHandler {
             return Err(Refusal::Busy(format!("{MAX_SENDERS} senders were heard of already")));
         }
         let fresh = boots.get(&from).is_none_or(|known| *known != (boot, addr.clone()));
-        let (highest, at) = boots.entry(from).or_insert_with(|| (boot, addr.clone()));
-        if boot < *highest {
-            return Err(Refusal::Sender(format!(
-                "its data directory has been started {boot} times, but {highest} starts were \
-                 heard of: an older copy was restored. Start the node with an empty directory"
-            )));
-        }
-        if boot == *highest && !addr.is_empty() && !at.is_empty() && at != addr {
-            return Err(Refusal::Sender(format!(
-                "the same start of its data directory was heard of at {at}, and now at {addr}: two \
-                 processes run on copies of one directory. Stop one, and let it join with an \
-                 empty directory"
-            )));
-        }
+        let known = boots.entry(from).or_insert_with(|| (boot, addr.clone()));
+        judge_start(known, boot, addr).map_err(Refusal::Sender)?;
+        let (highest, at) = known;
         // Where it said that it is stays true when the same start says nothing.
         if boot == *highest && addr.is_empty() && !at.is_empty() {
             return Ok(());
@@ -194,9 +183,24 @@ impl PeerHandler {
     }
 
     async fn change(&self, change: pb::Change) -> Result<Answer> {
+        let boot = change.boot;
         let change = changes::from_pb(change)?;
+        self.check_start(&change, boot)?;
         let changed = self.ask(|reply| Event::Change { change, reply }).await?;
         Ok(Answer::Done(changes::done(&changed)))
+    }
+
+    /// A copy of a data directory that runs beside the original does not get its address recorded.
+    fn check_start(&self, change: &Change, boot: u64) -> Result<()> {
+        let Change::Update { node_id, incarnation, addr } = change else { return Ok(()) };
+        let view = self.shared.view();
+        let member =
+            view.membership.as_ref().and_then(|m| m.by_incarnation(*node_id, *incarnation));
+        let boots = self.boots.lock().unwrap_or_else(PoisonError::into_inner);
+        match member.and_then(|member| boots.get(&member.raft_id)) {
+            Some(known) if boot != 0 => judge_start(known, boot, addr).map_err(Error::Membership),
+            _ => Ok(()),
+        }
     }
 
     async fn transfer(&self, transfer: pb::Transfer) -> Result<Answer> {
@@ -249,9 +253,13 @@ impl Handler for PeerHandler {
     fn refused(&self, peer: RaftId, refusal: Refusal) {
         let view = self.shared.view();
         let Refusal::Removed(_) = refusal else {
-            let member = view.membership.as_ref().and_then(|m| m.by_raft(peer));
-            warn!(self.shared.logger, "a peer turns this node away";
-                "node" => member.map_or(0, |m| m.node_id), "raft_id" => peer, "reason" => %refusal);
+            let lasting = !matches!(refusal, Refusal::Busy(_) | Refusal::Malformed(_));
+            let member = view.membership.as_ref().and_then(|m| m.by_raft(peer)).filter(|_| lasting);
+            let reason = refusal.to_string();
+            if member.is_none_or(|member| self.shared.note_refusal(member, &reason)) {
+                warn!(self.shared.logger, "a peer turns this node away";
+                    "node" => member.map_or(0, |m| m.node_id), "raft_id" => peer, "reason" => reason);
+            }
             self.unreachable(peer);
             return;
         };
@@ -299,6 +307,28 @@ impl Handler for PeerHandler {
             Err(e) => wire::refused(&e, self.hint()),
         }
     }
+}
+
+/// Whether this start of a data directory may be the one that runs, by what was heard of it last.
+fn judge_start(
+    (highest, at): &(u64, String),
+    boot: u64,
+    addr: &str,
+) -> std::result::Result<(), String> {
+    if boot < *highest {
+        return Err(format!(
+            "its data directory has been started {boot} times, but {highest} starts were heard of: \
+             an older copy was restored. Start the node with an empty directory"
+        ));
+    }
+    if boot == *highest && !addr.is_empty() && !at.is_empty() && at != addr {
+        return Err(format!(
+            "the same start of its data directory was heard of at {at}, and now at {addr}: two \
+             processes run on copies of one directory. Stop one, and let it join with an empty \
+             directory"
+        ));
+    }
+    Ok(())
 }
 
 /// Whether a hello fits who we are and whom we know; our own hello, if so.

@@ -3,10 +3,11 @@
 //! It decides nothing. The event loop alone replaces the view; everybody reads it. It exists
 //! before the node starts, so that a `Mailbox` works early: its requests wait in the inbox.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use slog::Logger;
 use tokio::sync::watch;
@@ -23,13 +24,19 @@ use crate::offline::Moved;
 use crate::reply::{Admission, Reply, Waiter, reply};
 use crate::status::{Role, Status};
 use crate::transport::{Peer, Peers};
-use crate::types::{ClusterId, Identity, Member, Membership, RaftId};
+use crate::types::{ClusterId, Identity, Member, Membership, NodeId, RaftId};
 
 /// `Store::check` of the user's Store.
 pub(crate) type Check = fn(&[u8]) -> Result<()>;
 
 /// Bytes that a request without a payload counts for.
 pub(crate) const SMALL: u64 = 256;
+
+/// A refusal is told for so long after it was heard. Transports try again sooner.
+const REFUSED_LATELY: Duration = Duration::from_secs(5);
+
+/// What members said when they turned this node away, by node id and data directory, and when.
+type Refusals = BTreeMap<(NodeId, String), (Instant, String)>;
 
 /// How far a node has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,6 +98,7 @@ pub(crate) struct Shared {
     phase: watch::Sender<Phase>,
     /// See [`Status::elsewhere`].
     elsewhere: OnceLock<String>,
+    refusals: Mutex<Refusals>,
     view: RwLock<Arc<View>>,
     /// Calls of `leave` whose removal is under way, or may still happen.
     leaving: AtomicUsize,
@@ -113,6 +121,7 @@ impl Shared {
             desk: Desk::default(),
             phase: watch::Sender::new(Phase::Idle),
             elsewhere: OnceLock::new(),
+            refusals: Mutex::default(),
             view: RwLock::default(),
             leaving: AtomicUsize::new(0),
             removed: AtomicBool::new(false),
@@ -185,15 +194,37 @@ impl Shared {
     pub(crate) fn note_elsewhere(&self, what: String) {
         // NB: what was found first is enough.
         let _ = self.elsewhere.set(what);
-        self.status.send_modify(|s| self.add_elsewhere(s));
+        self.status.send_modify(|s| self.complete(s));
+    }
+
+    /// A member, or whoever is at its address, turned this node away. True when that is news.
+    pub(crate) fn note_refusal(&self, member: &Member, reason: &str) -> bool {
+        let who = (member.node_id, member.incarnation.to_string());
+        let now = (Instant::now(), reason.to_owned());
+        let before = self.refusals().insert(who, now);
+        before.is_none_or(|(at, told)| told != reason || at.elapsed() >= REFUSED_LATELY)
     }
 
     /// What the node itself cannot know of its status.
-    pub(crate) fn add_elsewhere(&self, status: &mut Status) {
+    pub(crate) fn complete(&self, status: &mut Status) {
+        let mut refusals = self.refusals();
+        refusals.retain(|_, (at, _)| at.elapsed() < REFUSED_LATELY);
+        if self.elsewhere.get().is_none() && refusals.is_empty() {
+            return;
+        }
         if let Some(what) = self.elsewhere.get() {
             what.clone_into(&mut status.elsewhere);
-            status.reword();
         }
+        for m in &mut status.members {
+            if let Some((_, reason)) = refusals.get(&(m.id, m.incarnation.clone())) {
+                reason.clone_into(&mut m.refusal);
+            }
+        }
+        status.reword();
+    }
+
+    fn refusals(&self) -> MutexGuard<'_, Refusals> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn phase(&self) -> Phase {

@@ -23,6 +23,7 @@ use super::wire;
 use crate::error::{Error, Result};
 use crate::node::event::{Change, Event};
 use crate::pb::InfoAnswer;
+use crate::pb::request::Kind;
 use crate::pb::response::Kind as Answer;
 use crate::status::{MemberStatus, Role, Status};
 use crate::types::{ClusterId, Identity};
@@ -166,7 +167,7 @@ async fn announce(shared: &Arc<Shared>, identity: Identity, addr: &str, answers:
 
 async fn tell(
     shared: &Arc<Shared>,
-    Identity { node_id, incarnation, cluster, boot: _ }: Identity,
+    Identity { node_id, incarnation, cluster, boot }: Identity,
     addr: &str,
     answers: &Answers,
 ) -> Result<()> {
@@ -182,7 +183,10 @@ async fn tell(
     let leaders: BTreeSet<&String> = answers.iter().map(|(_, info)| &info.leader_addr).collect();
     let mut told = Err(Error::NoLeader);
     for leader in leaders.into_iter().filter(|at| !at.is_empty()) {
-        let kind = changes::to_request(&change);
+        let mut kind = changes::to_request(&change);
+        if let Kind::Change(change) = &mut kind {
+            change.boot = boot;
+        }
         told = match caller.call(leader, cluster, kind, patience).await {
             Ok(Some(Answer::Done(_))) => return Ok(()),
             Ok(Some(Answer::Refused(refused))) => Err(wire::error(&refused, 0, 0)),

@@ -95,6 +95,7 @@ impl Node {
             last_contact_ms: self.silent_ticks(id).map(|ticks| self.ms(ticks)),
             reachable: self.is_reachable(id),
             acknowledges: self.judged(id),
+            refusal: String::new(),
         }
     }
 

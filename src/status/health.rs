@@ -182,9 +182,9 @@ fn leading(s: &Status) -> Health {
 /// No majority, whoever leads: so many more are needed.
 fn majority_missing(lacking: i64) -> Problem {
     let what = format!("a majority of the voters is missing: {lacking} more must be reached");
-    let remedy = "start them again, or mend the network; if they are lost for good, stop all and \
-        recover from the most advanced data directory: raftline::offline::recover, \
-        docs/operations.md";
+    let remedy = "start them again, or mend the network; if they run at new addresses that nobody here \
+        knows, tell where: raftline::offline::set_addresses; if they are lost for good, stop all and \
+        recover from the most advanced data directory: raftline::offline::recover, docs/operations.md";
     Problem { node: 0, what, remedy: remedy.to_owned() }
 }
 
@@ -195,8 +195,9 @@ fn unanswered(lacking: i64) -> Problem {
          a leader that this node cannot hear"
     );
     let remedy = "ask one of the others for its status. If they lead each other, mend the network to \
-        this node; if they are down, start them; only if a majority is lost for good, stop all and \
-        recover: raftline::offline::recover, docs/operations.md";
+        this node; if they are down, start them; if they run at new addresses that nobody here knows, \
+        tell where: raftline::offline::set_addresses; only if a majority is lost for good, stop all \
+        and recover: raftline::offline::recover, docs/operations.md";
     Problem { node: 0, what, remedy: remedy.to_owned() }
 }
 
@@ -231,6 +232,9 @@ fn about(s: &Status, m: &MemberStatus, spare: i64) -> Option<Problem> {
         };
         return problem(silence(s, m), remedy);
     }
+    if !m.refusal.is_empty() {
+        return problem(silence(s, m), String::new());
+    }
     if m.voter && m.replication == Some(Replication::Snapshot) {
         let percent = m.snapshot_percent.map_or(String::new(), |p| format!(", {p} % are sent"));
         return problem(
@@ -257,8 +261,12 @@ fn about(s: &Status, m: &MemberStatus, spare: i64) -> Option<Problem> {
     None
 }
 
+/// That a member is not heard, or what it says when it turns this node away.
 fn silence(s: &Status, m: &MemberStatus) -> String {
-    let MemberStatus { id, addr, .. } = m;
+    let MemberStatus { id, addr, refusal, .. } = m;
+    if !refusal.is_empty() {
+        return format!("this node is turned away at {addr}, the address of node {id}: {refusal}");
+    }
     match m.last_contact_ms {
         Some(ms) => format!("not heard from node {id} at {addr} for {}", time(ms)),
         None if s.role == Role::Leader => format!(
@@ -267,6 +275,12 @@ fn silence(s: &Status, m: &MemberStatus) -> String {
         ),
         None => format!("not heard from node {id} at {addr} since this node started"),
     }
+}
+
+/// Members that turn this node away.
+fn refusals(s: &Status) -> impl Iterator<Item = Problem> + '_ {
+    let refusing = s.members.iter().filter(|m| !m.refusal.is_empty());
+    refusing.map(|m| Problem { node: m.id, what: silence(s, m), remedy: String::new() })
 }
 
 fn following(s: &Status) -> Health {
@@ -279,10 +293,20 @@ fn following(s: &Status) -> Health {
         return health;
     }
     let (id, addr) = (s.leader_id, &s.leader_addr);
-    said(
-        Level::Healthy,
-        format!("follows node {id} at {addr}, which knows who else is reachable: ask its status"),
-    )
+    if leader.is_some_and(|m| !m.refusal.is_empty()) {
+        let mut health =
+            said(Level::Unavailable, format!("hears node {id}, which leads and turns it away"));
+        health.problems.extend(refusals(s));
+        return health;
+    }
+    let follows =
+        format!("follows node {id} at {addr}, which knows who else is reachable: ask its status");
+    let mut health = said(Level::Healthy, follows);
+    health.problems.extend(refusals(s));
+    if !health.problems.is_empty() {
+        health.level = Level::Degraded;
+    }
+    health
 }
 
 fn leaderless(s: &Status) -> Health {
@@ -315,7 +339,8 @@ fn leaderless(s: &Status) -> Health {
         let remedy = "should it stay so, see whether the voters reach each other".to_owned();
         Problem { node: 0, what, remedy }
     });
-    let silent = s.members.iter().filter(|m| m.voter && m.reachable == Some(false));
+    let silent =
+        s.members.iter().filter(|m| m.voter && m.reachable == Some(false) || !m.refusal.is_empty());
     health.problems.extend(silent.map(|m| Problem {
         node: m.id,
         what: silence(s, m),

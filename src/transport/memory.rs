@@ -127,7 +127,11 @@ impl MemoryTransport {
         link.admitted = None;
         let was_down = std::mem::replace(&mut link.down, true);
         let news = match word {
-            Word::Refused(refusal) if link.refusal.as_ref() != Some(&refusal) => {
+            // That it was removed is news once; anything else goes on as long as it is told.
+            Word::Refused(refusal)
+                if link.refusal.as_ref() != Some(&refusal)
+                    || !matches!(refusal, Refusal::Removed(_)) =>
+            {
                 link.refusal = Some(refusal.clone());
                 Some(refusal)
             }

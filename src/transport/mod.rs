@@ -220,7 +220,7 @@ pub trait Handler: Send + Sync + 'static {
     /// A peer cannot be reached, or messages to it were dropped.
     fn unreachable(&self, peer: RaftId);
 
-    /// A peer turned our stream away.
+    /// A peer turned our stream away: told each time, but once for [`Refusal::Removed`].
     fn refused(&self, peer: RaftId, refusal: Refusal);
 
     /// Takes a snapshot of an admitted peer; returns once it is durable here.

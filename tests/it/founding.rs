@@ -227,6 +227,23 @@ async fn one_that_moved_is_found_by_one_that_joined_meanwhile() {
     }
 }
 
+/// A node of another cluster at a member's address: the others say what they find there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_at_the_address_of_a_member_is_named_in_the_health() {
+    let mut room = Room::new();
+    let mut nodes: Vec<_> = (1..=3).map(|id| room.start(id, &all(3))).collect();
+    for node in &nodes {
+        node.voters(3).await;
+    }
+    nodes.pop().unwrap().crash().await;
+    room.disks.remove(&3);
+    let stranger = room.start(3, &[addr(3)]);
+    let theirs = stranger.voters(1).await;
+    let said = format!("turned away at n3:1, the address of node 3: this is cluster {theirs}");
+    let leads = nodes[0].mailbox.wait_for(|s| s.leader_id != 0).await.unwrap().leader_id;
+    nodes[leads as usize - 1].says(&said).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn those_that_crash_while_they_found_go_on_with_it() {
     let mut room = Room::new();

@@ -91,6 +91,23 @@ fn a_copy_of_a_directory_that_runs_beside_it_is_refused_by_its_address() {
 }
 
 #[test]
+fn what_a_copy_of_a_directory_announces_is_not_recorded() {
+    let handler = handler(crate::config::Config::default());
+    let said = |addr: &str, boot| {
+        let Member { node_id, incarnation, .. } = Member::numbered(2);
+        let change = Change::Update { node_id, incarnation, addr: addr.to_owned() };
+        handler.check_start(&change, boot).map_err(|e| e.to_string())
+    };
+    assert_eq!(said("n9:1", 1), Ok(()), "nothing was heard of it");
+    handler.admit(&pb::Hello { from_boot: 2, ..hello() }).unwrap();
+    assert!(said("n9:1", 2).unwrap_err().contains("two processes run on copies"));
+    assert!(said("n9:1", 1).unwrap_err().contains("an older copy was restored"));
+    assert_eq!(said("n2:1", 2), Ok(()));
+    assert_eq!(said("n9:1", 3), Ok(()), "it was started again, elsewhere");
+    assert_eq!(said("n9:1", 0), Ok(()), "an earlier release does not tell");
+}
+
+#[test]
 fn a_peer_that_moved_is_reached_where_its_newest_start_says() {
     let handler = handler(crate::config::Config::default());
     let reached = || {
@@ -122,7 +139,7 @@ async fn requests_of_strangers_other_clusters_and_to_followers_are_refused() {
     use pb::refused::Code;
     let handler = handler(crate::config::Config::default());
     let ours = Bytes::copy_from_slice(&ClusterId::from_u128(9).to_bytes());
-    let remove = || Kind::Change(pb::Change { kind: Some(pb::change::Kind::Remove(2)) });
+    let remove = || Kind::Change(pb::Change { kind: Some(pb::change::Kind::Remove(2)), boot: 0 });
     let cases = [
         (Bytes::new(), Some(remove()), Code::WrongCluster),
         (Bytes::from_static(&[3; 16]), Some(Kind::Info(pb::Info {})), Code::WrongCluster),
@@ -150,7 +167,8 @@ async fn a_refusal_names_the_leader_where_it_is_reached() {
     };
     let cluster_id = Bytes::copy_from_slice(&ClusterId::from_u128(9).to_bytes());
     let named = async || {
-        let kind = Some(Kind::Change(pb::Change { kind: Some(pb::change::Kind::Remove(3)) }));
+        let kind =
+            Some(Kind::Change(pb::Change { kind: Some(pb::change::Kind::Remove(3)), boot: 0 }));
         let request = pb::Request { cluster_id: cluster_id.clone(), kind };
         let Some(Answer::Refused(refused)) = handler.call(request).await.kind else {
             panic!("not refused")

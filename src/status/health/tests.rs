@@ -245,3 +245,30 @@ fn before_and_after_its_membership_it_says_so() {
     let stopped = Status { role: Role::Stopped, ..leads(vec![member(1)]) };
     assert_eq!(stopped.health().to_string(), "unavailable: stopped");
 }
+
+#[test]
+fn whoever_is_turned_away_says_so_and_why() {
+    let refusing = |m: MemberStatus| MemberStatus { refusal: "an older copy".to_owned(), ..m };
+    let said = "this node is turned away at n2:1, the address of node 2: an older copy";
+    let follows = |members| Status { role: Role::Follower, leader_id: 2, ..leads(members) };
+
+    let (level, _, words) = judged(&follows(vec![member(1), refusing(member(2)), member(3)]));
+    assert_eq!(level, Level::Unavailable);
+    assert_eq!(words, format!("unavailable: hears node 2, which leads and turns it away; {said}"));
+
+    let status =
+        Status { leader_id: 3, ..follows(vec![member(1), refusing(member(2)), member(3)]) };
+    let (level, _, words) = judged(&status);
+    assert_eq!(level, Level::Degraded);
+    assert!(words.ends_with(said), "{words}");
+
+    let (level, spare, words) = judged(&leads(vec![member(1), refusing(silent(2, 90)), member(3)]));
+    assert_eq!((level, spare), (Level::AtRisk, Some(0)));
+    assert!(words.contains(said) && words.contains("Mailbox::remove(2)"), "{words}");
+    let (level, _, words) = judged(&leads(vec![member(1), refusing(member(2)), member(3)]));
+    assert_eq!(level, Level::Degraded, "it is heard, and cannot be spoken to");
+    assert!(words.ends_with(said), "{words}");
+
+    let (_, _, words) = judged(&knows_none(vec![member(1), refusing(member(2)), member(3)]));
+    assert!(words.ends_with(said), "{words}");
+}

@@ -96,8 +96,8 @@ impl Teller {
             let news = told.as_ref() != Some(&refusal);
             *told = Some(refusal.clone());
             drop(told);
-            if news {
-                slog::warn!(self.log, "peer refused us"; "reason" => %refusal);
+            // That it was removed is news once; anything else goes on as long as it is told.
+            if news || !matches!(refusal, Refusal::Removed(_)) {
                 self.handler.refused(self.peer, refusal);
             }
         }

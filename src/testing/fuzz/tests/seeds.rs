@@ -124,7 +124,7 @@ fn wire() -> Vec<Vec<u8>> {
         tagged(3, &ask(Ask::Info(pb::Info {}))),
         tagged(3, &ask(Ask::Join(join))),
         tagged(3, &ask(Ask::Propose(pb::Propose { commands }))),
-        tagged(3, &ask(Ask::Change(pb::Change { kind: Some(update) }))),
+        tagged(3, &ask(Ask::Change(pb::Change { kind: Some(update), boot: 0 }))),
         tagged(3, &ask(Ask::Transfer(pb::Transfer { to: 2 }))),
         tagged(4, &answer(Answer::Proposed(pb::Proposed { outcomes }))),
         tagged(4, &answer(Answer::Refused(refused))),
