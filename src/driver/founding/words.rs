@@ -107,7 +107,10 @@ pub(super) fn missing<'a>(
         .map(|addr| match answers.get(addr) {
             None => format!("{addr} (no answer)"),
             Some(Answer::Other) => {
-                format!("{addr} (answers, but was not started to found together with others)")
+                format!(
+                    "{addr} (answers, but does not found: it leads, joins or waits for a cluster. If all \
+                     data directories are lost, stop every node before the first starts again)"
+                )
             }
             Some(Answer::Empty(c)) if c.addr != *addr => {
                 format!("{addr} (says that it is reached at {})", c.addr)
@@ -121,7 +124,7 @@ pub(super) fn missing<'a>(
         .collect();
     format!(
         "{here} of {count} founding members are here; a cluster is founded when all of them are; \
-         waiting for {}",
+         waiting for {}. If there is a cluster already, give the address of one of its members",
         list(awaited.iter())
     )
 }

@@ -3,7 +3,7 @@
 //! [`read`] gives the log as recovery judges it, or why it is refused. [`files`] looks at each file
 //! by itself and judges nothing, so that there is something to tell of a log that is damaged.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -116,6 +116,11 @@ pub(crate) fn lock(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Box<dyn VfsLock>>
         Ok(Some(lock)) => Ok(Some(lock)),
         Ok(None) => Err(StorageError::Locked(dir.to_path_buf())),
         Err(e) if e.kind() == ErrorKind::ReadOnlyFilesystem => Ok(None),
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+            let advice =
+                format!("{e}; look as the user that runs the node, or at a copy of your own");
+            Err(io_error("lock", &path)(io::Error::new(e.kind(), advice)))
+        }
         Err(e) => Err(io_error("lock", &path)(e)),
     }
 }

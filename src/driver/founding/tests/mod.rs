@@ -69,7 +69,7 @@ fn nobody_founds_while_a_founding_member_is_missing_and_all_say_for_whom() {
     let mut idle = answers([node(2)]);
     idle.insert(addr(3), Answer::Other);
     let words = waits(decide(&node(1), &idle, FRESH));
-    assert!(words.contains("n3:1 (answers, but was not started to found together"), "{words}");
+    assert!(words.contains("n3:1 (answers, but does not found"), "{words}");
 }
 
 #[test]
