@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use raftline::testing::sim::{self, Failure, Plan, Summary};
@@ -18,6 +18,9 @@ pub(crate) struct Args {
     /// Stops after this many seconds instead of a number of seeds.
     #[arg(long)]
     for_seconds: Option<u64>,
+    /// Ends after so many seeds that failed.
+    #[arg(long, default_value_t = 1)]
+    failures: u64,
     /// Threads.
     #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
         value_parser = clap::value_parser!(u64).range(1..))]
@@ -97,14 +100,14 @@ fn many(args: &Args) -> ExitCode {
     let begin = Instant::now();
     let limit = args.for_seconds.map(Duration::from_secs);
     let next = AtomicU64::new(first);
-    let failed = AtomicBool::new(false);
-    let total = Mutex::new((Summary::default(), Vec::new()));
+    let failed = AtomicU64::new(0);
+    let total = Mutex::new(Summary::default());
     std::thread::scope(|scope| {
         for _ in 0..args.jobs {
             scope.spawn(|| {
-                while !failed.load(Ordering::Relaxed) {
+                while failed.load(Ordering::Relaxed) < args.failures {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    let met = || total.lock().unwrap().0.marks.missing().is_empty();
+                    let met = || total.lock().unwrap().marks.missing().is_empty();
                     let over = match limit {
                         Some(limit) => begin.elapsed() > limit,
                         None => args.over(seed - first, met),
@@ -113,23 +116,26 @@ fn many(args: &Args) -> ExitCode {
                         break;
                     }
                     match once(seed, args.twice) {
-                        Ok(report) => total.lock().unwrap().0.add(&report),
+                        Ok(report) => total.lock().unwrap().add(&report),
                         Err(failure) => {
-                            failed.store(true, Ordering::Relaxed);
-                            total.lock().unwrap().1.push(failure);
+                            failed.fetch_add(1, Ordering::Relaxed);
+                            let _one_at_a_time = total.lock().unwrap();
+                            fail(&failure);
                         }
                     }
                 }
             });
         }
     });
-    let (summary, failures) = total.into_inner().unwrap();
+    let summary = total.into_inner().unwrap();
     for mark in sim::Mark::ALL {
         println!("{:>9}  {}", summary.marks.count(*mark), mark.text());
     }
     println!("{}", summary.line(begin.elapsed(), args.jobs as usize));
-    if let Some(failure) = failures.first() {
-        return fail(failure);
+    let failed = failed.into_inner();
+    if failed > 0 {
+        println!("FAILED: {failed} of {} seeds, see above", summary.seeds + failed);
+        return ExitCode::FAILURE;
     }
     let missing = summary.marks.missing();
     if args.all_marks && !missing.is_empty() {

@@ -62,9 +62,11 @@ impl Search {
 fn misses(status: &Status) -> bool {
     // One that was added and has not joined is nowhere yet.
     let silent = |m: &MemberStatus| m.reachable == Some(false) && !m.incarnation.is_empty();
+    let leads = |m: &MemberStatus| m.id == status.leader_id;
     match status.role {
         Role::Leader => status.members.iter().any(silent),
-        _ => status.leader_id == 0,
+        // Who does not vote keeps to a leader that is gone.
+        _ => status.leader_id == 0 || status.members.iter().any(|m| leads(m) && silent(m)),
     }
 }
 
@@ -227,7 +229,12 @@ mod tests {
         };
         let alone = Status::default();
         assert_eq!(rounds(&alone), 19, "all but the first");
-        assert_eq!(rounds(&Status { leader_id: 2, ..alone.clone() }), 0);
+        let follows = Status { leader_id: 2, ..alone.clone() };
+        assert_eq!(rounds(&follows), 0);
+        let gone = MemberStatus { id: 2, ..silent("x") };
+        assert_eq!(rounds(&Status { members: vec![gone], ..follows.clone() }), 19);
+        let other = MemberStatus { id: 3, ..silent("x") };
+        assert_eq!(rounds(&Status { members: vec![other], ..follows }), 0, "its leader tells");
         let leads = Status { role: Role::Leader, leader_id: 1, ..alone };
         assert_eq!(rounds(&leads), 0);
         assert_eq!(rounds(&Status { members: vec![silent("x")], ..leads.clone() }), 3);
