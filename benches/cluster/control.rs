@@ -99,9 +99,14 @@ impl Drop for Proc {
 impl Cluster {
     /// Three nodes, all voters.
     pub(crate) fn start(flags: &[&'static str]) -> Self {
+        Self::of(3, flags)
+    }
+
+    /// So many nodes, all voters.
+    pub(crate) fn of(nodes: u64, flags: &[&'static str]) -> Self {
         let dir = tempfile::tempdir_in(data_root()).unwrap();
         let mut cluster = Self { nodes: Vec::new(), dir, flags: flags.to_vec() };
-        for id in 1..=3 {
+        for id in 1..=nodes {
             let via = cluster.nodes.first().map(|n: &Proc| n.addr.clone());
             let node = cluster.spawn(id, free_addr(), via);
             cluster.nodes.push(node);

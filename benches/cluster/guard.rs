@@ -55,8 +55,8 @@ fn measure(bound: &Bound) -> (f64, [u64; 2]) {
         payload: 128,
         reads: bound.reads,
         batch: 1,
-        warm_ms: 0,
         run_ms: 4000,
+        ..Cell::default()
     };
     let answer = cluster.nodes[leader].ask(&Command::Load(cell));
     let after = counted(&cluster);

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use raftline::Mailbox;
 use serde::{Deserialize, Serialize};
 
-const KEYS: u64 = 100_000;
+use crate::open;
 
-#[derive(Clone, Serialize, Deserialize)]
+pub(crate) const KEYS: u64 = 100_000;
+
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Cell {
     pub(crate) clients: usize,
     pub(crate) payload: usize,
@@ -17,6 +19,8 @@ pub(crate) struct Cell {
     pub(crate) reads: u64,
     /// Proposals per call; 1: `propose`, more: `propose_many`.
     pub(crate) batch: usize,
+    /// Calls that begin each second, by nobody's leave; 0: `clients` with one call in flight each.
+    pub(crate) rate: u64,
     pub(crate) warm_ms: u64,
     pub(crate) run_ms: u64,
 }
@@ -31,6 +35,12 @@ pub(crate) struct Outcome {
     pub(crate) max_us: u32,
     pub(crate) errors: u64,
     pub(crate) first_error: String,
+    /// Of an open loop: calls that were begun each second, and those that were refused as overload.
+    pub(crate) offered_s: f64,
+    pub(crate) refusals: u64,
+    pub(crate) refusal_p99_us: u32,
+    /// What came back well in each second.
+    pub(crate) per_second: Vec<u64>,
 }
 
 pub(crate) fn command(key: u64, len: usize) -> Vec<u8> {
@@ -44,6 +54,7 @@ struct Client {
     cell: Cell,
     state: u64,
     latencies: Vec<u32>,
+    per_second: Vec<u64>,
     errors: u64,
     first_error: String,
 }
@@ -79,7 +90,12 @@ impl Client {
             let after = Instant::now();
             let counts = after >= begin && after < end;
             match result {
-                Ok(()) if counts => self.latencies.push((after - before).as_micros() as u32),
+                Ok(()) if counts => {
+                    self.latencies.push((after - before).as_micros() as u32);
+                    let second = (after - begin).as_secs() as usize;
+                    self.per_second.resize(self.per_second.len().max(second + 1), 0);
+                    self.per_second[second] += self.cell.batch.max(1) as u64;
+                }
                 Ok(()) => {}
                 Err(e) => {
                     self.errors += u64::from(counts);
@@ -95,6 +111,9 @@ impl Client {
 }
 
 pub(crate) async fn run(mailbox: &Mailbox, cell: &Cell) -> Outcome {
+    if cell.rate > 0 {
+        return open::run(mailbox, cell).await;
+    }
     let begin = Instant::now() + Duration::from_millis(cell.warm_ms);
     let end = begin + Duration::from_millis(cell.run_ms);
     let stop = Arc::new(AtomicBool::new(false));
@@ -105,6 +124,7 @@ pub(crate) async fn run(mailbox: &Mailbox, cell: &Cell) -> Outcome {
                 cell: cell.clone(),
                 state: n.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
                 latencies: Vec::new(),
+                per_second: Vec::new(),
                 errors: 0,
                 first_error: String::new(),
             };
@@ -118,6 +138,10 @@ pub(crate) async fn run(mailbox: &Mailbox, cell: &Cell) -> Outcome {
     for client in clients {
         let client = client.await.unwrap();
         all.extend(client.latencies);
+        out.per_second.resize(out.per_second.len().max(client.per_second.len()), 0);
+        for (sum, n) in out.per_second.iter_mut().zip(client.per_second) {
+            *sum += n;
+        }
         out.errors += client.errors;
         if out.first_error.is_empty() {
             out.first_error = client.first_error;

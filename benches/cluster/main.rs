@@ -9,6 +9,11 @@
 //! cargo bench --bench cluster -- idle
 //! cargo bench --bench cluster -- join                     # 100 MB, and 1,000,000 entries
 //! cargo bench --bench cluster -- big-proposal
+//! cargo bench --bench cluster -- steady                   # 60 s, with snapshots
+//! cargo bench --bench cluster -- overload                 # three times what it can take
+//! cargo bench --bench cluster -- join-under-load
+//! cargo bench --bench cluster -- restart                  # with 1,000,000 entries
+//! cargo bench --bench cluster -- state --mb 1,100
 //! cargo bench --bench cluster -- guard                    # counters within their bounds?
 //! ```
 //!
@@ -24,7 +29,9 @@ mod echo;
 mod guard;
 mod load;
 mod node;
+mod open;
 mod scenarios;
+mod stress;
 
 use clap::{Parser, Subcommand};
 
@@ -58,6 +65,28 @@ enum What {
     Join,
     /// One proposal of 64 MiB is refused; the cluster goes on.
     BigProposal,
+    /// 64 clients for a while, with snapshots: what the worst moments are like.
+    Steady {
+        /// Measured seconds.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
+    /// Three times as many calls as a node can take.
+    Overload {
+        /// Measured seconds.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
+    /// An empty node joins a cluster that is at work: what its clients notice.
+    JoinUnderLoad,
+    /// A million entries, and then a restart of all.
+    Restart,
+    /// Work on a state of each of these sizes.
+    State {
+        /// MB of state, one row each.
+        #[arg(long, value_delimiter = ',', default_value = "1,10,100,1000")]
+        mb: Vec<u64>,
+    },
     /// Counters of a loaded cluster within their bounds; fails otherwise.
     Guard,
     #[command(hide = true)]
@@ -77,6 +106,11 @@ fn main() {
         What::Idle { seconds } => scenarios::idle(seconds),
         What::Join => scenarios::join(),
         What::BigProposal => scenarios::big_proposal(),
+        What::Steady { seconds } => stress::steady(seconds),
+        What::Overload { seconds } => stress::overload(seconds),
+        What::JoinUnderLoad => stress::join_under_load(),
+        What::Restart => stress::restart(),
+        What::State { mb } => stress::state(&mb),
         What::Guard => {
             if !guard::guard() {
                 std::process::exit(1);

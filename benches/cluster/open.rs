@@ -33,7 +33,11 @@ impl Histogram {
         for (at, count) in counts.iter().enumerate() {
             seen += count;
             if seen >= rank.max(1) {
-                return if at < 1000 { at as u32 } else { (1000.0 * 1.01f64.powi(at as i32 - 999)) as u32 };
+                return if at < 1000 {
+                    at as u32
+                } else {
+                    (1000.0 * 1.01f64.powi(at as i32 - 999)) as u32
+                };
             }
         }
         0
@@ -68,11 +72,12 @@ pub(crate) async fn run(mailbox: &Mailbox, cell: &Cell) -> Outcome {
         steps.tick().await;
         let due = (started.elapsed().as_secs_f64() * cell.rate as f64) as u64;
         for _ in offered..due {
-            key = key.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let call = mailbox.propose(command((key >> 33) % KEYS, cell.payload));
+            key =
+                key.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let (mailbox, command) = (mailbox.clone(), command((key >> 33) % KEYS, cell.payload));
             let (seen, over, before) = (seen.clone(), over.clone(), Instant::now());
             tokio::spawn(async move {
-                let result = call.await;
+                let result = mailbox.propose(command).await;
                 if before >= begin && !over.load(Ordering::Relaxed) {
                     seen.note(result.map(|_| ()), before, begin);
                 }
@@ -82,8 +87,12 @@ pub(crate) async fn run(mailbox: &Mailbox, cell: &Cell) -> Outcome {
     }
     over.store(true, Ordering::Relaxed);
     let spent = started.elapsed().as_secs_f64();
-    let per_second: Vec<u64> =
-        seen.per_second.iter().map(|n| n.load(Ordering::Relaxed)).take((cell.run_ms / 1000) as usize).collect();
+    let per_second: Vec<u64> = seen
+        .per_second
+        .iter()
+        .map(|n| n.load(Ordering::Relaxed))
+        .take((cell.run_ms / 1000) as usize)
+        .collect();
     let ops = per_second.iter().sum::<u64>();
     Outcome {
         ops,

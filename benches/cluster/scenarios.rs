@@ -26,6 +26,13 @@ pub(crate) struct LoadArgs {
     /// Proposals per call.
     #[arg(long, default_value_t = 1)]
     batch: usize,
+    /// Calls begun each second whether earlier ones have come back or not, instead of clients that
+    /// wait.
+    #[arg(long, default_value_t = 0)]
+    rate: u64,
+    /// Nodes; all vote.
+    #[arg(long, default_value_t = 3)]
+    nodes: u64,
     /// Measured seconds per row.
     #[arg(long, default_value_t = 5)]
     seconds: u64,
@@ -51,9 +58,9 @@ pub(crate) fn load(args: &LoadArgs) {
     let mut flags = Vec::new();
     flags.extend(args.memory.then_some("--memory"));
     flags.extend(args.single_thread.then_some("--single-thread"));
-    let mut cluster = Cluster::start(&flags);
+    let mut cluster = Cluster::of(args.nodes, &flags);
     let leader = cluster.leader();
-    let asked = if args.on == "leader" { leader } else { (leader + 1) % 3 };
+    let asked = if args.on == "leader" { leader } else { (leader + 1) % cluster.nodes.len() };
     println!(
         "clients      ops/s    p50us    p99us  p99.9us    maxus errors  cpu us/op (asked, others)  peak MiB"
     );
@@ -63,6 +70,7 @@ pub(crate) fn load(args: &LoadArgs) {
             payload: args.payload.max(8),
             reads: if args.reads { 100 } else { args.mixed },
             batch: args.batch,
+            rate: args.rate,
             warm_ms: 1000,
             run_ms: args.seconds * 1000,
         };
@@ -74,7 +82,7 @@ pub(crate) fn load(args: &LoadArgs) {
         // Processor time covers the warm-up, too: as many operations per second, roughly.
         let total = o.ops_s * (cell.warm_ms + cell.run_ms) as f64 / 1e3;
         let per_op: Vec<String> =
-            order(asked).iter().map(|&i| format!("{:.1}", spent[i] * 1e6 / total)).collect();
+            order(asked, spent.len()).map(|i| format!("{:.1}", spent[i] * 1e6 / total)).collect();
         let peak = cluster.nodes.iter().map(|n| n.peak_mib()).fold(0.0, f64::max);
         println!(
             "{clients:>7} {:>10.0} {:>8} {:>8} {:>8} {:>8} {:>6}  {}  {peak:.0}",
@@ -86,6 +94,12 @@ pub(crate) fn load(args: &LoadArgs) {
             o.errors,
             per_op.join(" ")
         );
+        if args.rate > 0 {
+            println!(
+                "        offered {:.0}/s, refused {} with p99 {} us",
+                o.offered_s, o.refusals, o.refusal_p99_us
+            );
+        }
         if !o.first_error.is_empty() {
             println!("        first error: {}", o.first_error);
         }
@@ -99,8 +113,8 @@ pub(crate) fn load(args: &LoadArgs) {
     }
 }
 
-fn order(first: usize) -> [usize; 3] {
-    [first, (first + 1) % 3, (first + 2) % 3]
+fn order(first: usize, of: usize) -> impl Iterator<Item = usize> {
+    (0..of).map(move |i| (first + i) % of)
 }
 
 pub(crate) fn failover(kills: usize) {
