@@ -18,6 +18,7 @@ use tokio::time::sleep;
 
 use super::caller::Caller;
 use super::changes;
+use super::leave;
 use super::shared::{SMALL, Shared, View};
 use super::wire;
 use crate::error::{Error, Result};
@@ -26,7 +27,7 @@ use crate::pb::InfoAnswer;
 use crate::pb::request::Kind;
 use crate::pb::response::Kind as Answer;
 use crate::status::{MemberStatus, Role, Status};
-use crate::types::{ClusterId, Identity};
+use crate::types::{ClusterId, Identity, Membership, RaftId};
 
 /// Addresses of one answer, beside those that this node knows, that are asked in one round.
 const MAX_NAMED: usize = 32;
@@ -102,6 +103,12 @@ async fn look_around(shared: &Arc<Shared>, view: &View, addr: &str) -> Answers {
     let named = named(&answers, |at| at != addr && !known.contains(at));
     answers.extend(ask(&caller, cluster, &named, patience).await);
 
+    if answers.iter().any(|(_, info)| removes(info, me)) {
+        // As when a peer turns this node away for that; whoever leads may not know where it is.
+        info!(shared.logger, "this node was removed from the cluster");
+        shared.note_removal();
+        drop(tokio::spawn(leave::depart(shared.clone())));
+    }
     let there = answers.iter().filter(|(_, info)| info.raft_id != me);
     let there = there.map(|(at, info)| (info.raft_id, at.clone())).collect();
     let mut news = false;
@@ -116,6 +123,12 @@ async fn look_around(shared: &Arc<Shared>, view: &View, addr: &str) -> Answers {
         caller.set_peers(shared.clone());
     }
     answers
+}
+
+/// Whether a member of this cluster knows that this node is none any more.
+fn removes(info: &InfoAnswer, me: RaftId) -> bool {
+    let membership = info.membership.clone().map(Membership::from_pb);
+    membership.is_some_and(|m| m.is_ok_and(|m| m.was_removed(me)))
 }
 
 /// The members of this cluster that answer there.
@@ -200,10 +213,11 @@ async fn tell(
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use crate::transport::Peer;
-    use crate::types::{ConfState, Member, Membership};
+    use crate::types::{ConfState, Member};
 
     fn view() -> View {
         let membership = Membership {
@@ -251,6 +265,20 @@ mod tests {
         let known = known(&view, "n1:9");
         // The first is where this node was.
         assert_eq!(Vec::from_iter(known), ["n1:1", "n2:1", "n3:1", "n3:9", "seed:1"]);
+    }
+
+    #[test]
+    fn an_answer_tells_a_removed_node_that_it_is() {
+        let membership = view().membership.map(|m| m.to_pb());
+        let info = InfoAnswer { membership, ..InfoAnswer::default() };
+        assert!(!removes(&info, 3), "a member");
+        assert!(!removes(&info, 4), "one that joined later");
+        let mut without = view().membership.unwrap();
+        without.members.pop();
+        without.conf_state.voters.pop();
+        let info = InfoAnswer { membership: Some(without.to_pb()), ..InfoAnswer::default() };
+        assert!(removes(&info, 3));
+        assert!(!removes(&InfoAnswer::default(), 3));
     }
 
     #[test]

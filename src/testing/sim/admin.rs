@@ -18,7 +18,8 @@ const PATIENCE: u64 = 8 * SECOND;
 impl World {
     /// What an administrator does all the time.
     pub(super) fn admin_acts(&mut self) {
-        self.announce_moves();
+        self.note_swaps();
+        self.look_around();
         self.say_hellos();
         if self.is_settled() && self.oracle.possible().next().is_none() {
             self.oracle.ledger.no_removal_is_asked();
@@ -376,16 +377,6 @@ impl World {
         let Some(newest) = self.churn.newest() else { return Vec::new() };
         let wrong = |m: &&Member| m.has_joined() && m.addr != self.churn.addr(m.node_id);
         newest.members.iter().filter(wrong).map(|m| (m.node_id, m.raft_id)).collect()
-    }
-
-    /// Nodes that have moved tell the leader, as often as it takes.
-    fn announce_moves(&mut self) {
-        let calm = self.plan.get(Knob::Move).max(self.plan.get(Knob::Swap)) == 0;
-        if self.plan.get(Knob::AddressBook) == 0 && calm {
-            return;
-        }
-        self.note_swaps();
-        self.look_around();
     }
 
     /// An exchange is over when everybody has it on disk.

@@ -173,6 +173,9 @@ impl World {
             if moved {
                 self.asks_who_leads(id, &there);
             }
+            for third in &there {
+                self.tells_removed(*third, id, me);
+            }
             let there: BTreeSet<(RaftId, String)> = there
                 .into_iter()
                 .filter_map(|third| Some((self.machines[&third].raft_id?, self.churn.addr(third))))

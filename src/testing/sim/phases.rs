@@ -285,8 +285,9 @@ impl World {
     fn finds_somebody(&self, id: NodeId) -> bool {
         let Life::Running(r) = &self.machines[&id].life else { return false };
         let others = r.view.iter().flat_map(|view| &view.members);
+        // By address, as the driver asks who knows; also where messages need none.
         let there = |other: &Member| {
-            let to = self.route(id, other.raft_id).map(|to| &self.machines[&to]);
+            let to = self.listener(r.hints.addr(other)).map(|to| &self.machines[&to]);
             to.is_some_and(|to| to.is_up() && to.raft_id == Some(other.raft_id))
         };
         others.filter(|other| other.raft_id != r.raft_id).any(there)
