@@ -105,8 +105,8 @@ pub struct MemberStatus {
     /// Whether it acknowledges what it is sent; on the leader only. One whose disk or Store hangs can
     /// be reached and does not. None there: it has not yet, and the leader is new.
     pub acknowledges: Option<bool>,
-    /// What it, or whoever is at its address, said when it turned this node away a moment ago; empty:
-    /// it did not. It holds the remedy.
+    /// What it, or whoever is at its address, said when it turned this node away a moment ago, and where;
+    /// empty: it did not. It holds the remedy.
     pub refusal: String,
 }
 

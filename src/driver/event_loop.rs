@@ -270,6 +270,7 @@ impl EventLoop {
             tokio::spawn(leave::depart(self.shared.clone()));
         }
         self.shared.update_view(|view| {
+            view.said += 1;
             view.hints.settle(&membership);
             view.membership = Some(membership);
         });

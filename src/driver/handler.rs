@@ -9,8 +9,7 @@
 //! - a request that reached a node that does not lead is refused with a hint, never passed on: a
 //!   circle of nodes that each believe another one leads cannot form.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -32,23 +31,16 @@ use crate::transport::{Handler, PROTOCOL, Peer, Refusal, SnapshotStream};
 use crate::types::{ClusterId, Incarnation, Membership, Message, RaftId};
 use crate::zoo::{self, Bug};
 
-/// Raft ids whose boot counters are remembered: members, earlier ones, and ids that are claimed to
-/// be newer than what this node has applied.
-const MAX_SENDERS: usize = 4096;
-
 /// See the module.
 pub(crate) struct PeerHandler {
     shared: Arc<Shared>,
     /// None until there is a directory to put them in.
     snapshots: OnceLock<Arc<Snapshotter>>,
-    /// The highest boot counter heard of each raft id, and where it said that it is: an older copy
-    /// of a directory has a lower one, a copy that runs beside it is elsewhere.
-    boots: Mutex<BTreeMap<RaftId, (u64, String)>>,
 }
 
 impl PeerHandler {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, snapshots: OnceLock::new(), boots: Mutex::default() }
+        Self { shared, snapshots: OnceLock::new() }
     }
 
     /// Takes snapshots from now on.
@@ -62,25 +54,10 @@ impl PeerHandler {
     fn take_in(&self, view: &View, hello: &pb::Hello) -> std::result::Result<(), Refusal> {
         let (from, boot, addr) = (hello.from, hello.from_boot, &hello.from_addr);
         // Held until the address is noted: an older hello must not come last.
-        let mut boots = self.boots.lock().unwrap_or_else(PoisonError::into_inner);
-        if boots.len() >= MAX_SENDERS && !boots.contains_key(&from) {
-            // Those are refused before they come here.
-            let removed = |id: RaftId| view.membership.as_ref().is_some_and(|m| m.was_removed(id));
-            boots.retain(|id, _| !removed(*id));
+        let mut starts = self.shared.starts();
+        if let Some(fresh) = starts.take_in(view.membership.as_ref(), from, boot, addr)? {
+            self.note_address(view, hello, fresh);
         }
-        if boots.len() >= MAX_SENDERS && !boots.contains_key(&from) {
-            return Err(Refusal::Busy(format!("{MAX_SENDERS} senders were heard of already")));
-        }
-        let fresh = boots.get(&from).is_none_or(|known| *known != (boot, addr.clone()));
-        let known = boots.entry(from).or_insert_with(|| (boot, addr.clone()));
-        judge_start(known, boot, addr).map_err(Refusal::Sender)?;
-        let (highest, at) = known;
-        // Where it said that it is stays true when the same start says nothing.
-        if boot == *highest && addr.is_empty() && !at.is_empty() {
-            return Ok(());
-        }
-        (*highest, *at) = (boot, addr.clone());
-        self.note_address(view, hello, fresh);
         Ok(())
     }
 
@@ -96,14 +73,19 @@ impl PeerHandler {
             incarnation,
             addr: hello.from_addr.clone(),
         };
-        if !view.hints.clone().heard(view.membership.as_ref(), peer.clone(), fresh) {
+        let mut news = false;
+        // The same as before in most cases, and then nobody has to wait for it.
+        if fresh || view.hints.clone().heard(view.membership.as_ref(), peer.clone(), fresh) {
+            self.shared.update_view(|view| {
+                view.said += u64::from(fresh);
+                news = view.hints.heard(view.membership.as_ref(), peer, fresh);
+            });
+        }
+        if !news {
             return;
         }
         info!(self.shared.logger, "a peer says where it is reached"; "node" => hello.from_node,
             "raft_id" => hello.from, "addr" => &hello.from_addr);
-        self.shared.update_view(|view| {
-            view.hints.heard(view.membership.as_ref(), peer, fresh);
-        });
         if let Some(caller) = self.shared.caller() {
             caller.set_peers(self.shared.clone());
         }
@@ -123,6 +105,8 @@ impl PeerHandler {
             membership: view.membership.as_ref().map(Membership::to_pb),
             places: view.hints.beside().map(str::to_owned).collect(),
             raft_id: view.cluster().map_or(0, |(_, me)| me),
+            boot: view.identity.map_or(0, |i| i.boot),
+            addr: view.addr.clone(),
             ..pb::InfoAnswer::default()
         }))
     }
@@ -196,10 +180,9 @@ impl PeerHandler {
         let view = self.shared.view();
         let member =
             view.membership.as_ref().and_then(|m| m.by_incarnation(*node_id, *incarnation));
-        let boots = self.boots.lock().unwrap_or_else(PoisonError::into_inner);
-        match member.and_then(|member| boots.get(&member.raft_id)) {
-            Some(known) if boot != 0 => judge_start(known, boot, addr).map_err(Error::Membership),
-            _ => Ok(()),
+        match member.filter(|_| boot != 0) {
+            Some(m) => self.shared.starts().judge(m.raft_id, boot, addr).map_err(Error::Membership),
+            None => Ok(()),
         }
     }
 
@@ -253,12 +236,12 @@ impl Handler for PeerHandler {
     fn refused(&self, peer: RaftId, refusal: Refusal) {
         let view = self.shared.view();
         let Refusal::Removed(_) = refusal else {
-            let lasting = !matches!(refusal, Refusal::Busy(_) | Refusal::Malformed(_));
-            let member = view.membership.as_ref().and_then(|m| m.by_raft(peer)).filter(|_| lasting);
-            let reason = refusal.to_string();
-            if member.is_none_or(|member| self.shared.note_refusal(member, &reason)) {
+            let news = self.shared.note_refusal(&view, peer, &refusal);
+            if news {
+                let member = view.membership.as_ref().and_then(|m| m.by_raft(peer));
                 warn!(self.shared.logger, "a peer turns this node away";
-                    "node" => member.map_or(0, |m| m.node_id), "raft_id" => peer, "reason" => reason);
+                    "node" => member.map_or(0, |m| m.node_id), "raft_id" => peer,
+                    "reason" => %refusal);
             }
             self.unreachable(peer);
             return;
@@ -307,28 +290,6 @@ impl Handler for PeerHandler {
             Err(e) => wire::refused(&e, self.hint()),
         }
     }
-}
-
-/// Whether this start of a data directory may be the one that runs, by what was heard of it last.
-fn judge_start(
-    (highest, at): &(u64, String),
-    boot: u64,
-    addr: &str,
-) -> std::result::Result<(), String> {
-    if boot < *highest {
-        return Err(format!(
-            "its data directory has been started {boot} times, but {highest} starts were heard of: \
-             an older copy was restored. Start the node with an empty directory"
-        ));
-    }
-    if boot == *highest && !addr.is_empty() && !at.is_empty() && at != addr {
-        return Err(format!(
-            "the same start of its data directory was heard of at {at}, and now at {addr}: two \
-             processes run on copies of one directory. Stop one, and let it join with an empty \
-             directory"
-        ));
-    }
-    Ok(())
 }
 
 /// Whether a hello fits who we are and whom we know; our own hello, if so.

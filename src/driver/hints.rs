@@ -93,6 +93,15 @@ impl Hints {
         before != self.found
     }
 
+    /// One that this membership does not know, or still expects, answered as a member. True when it is
+    /// spoken to from now on: it may need this node, and not know where it is.
+    pub(crate) fn met(&mut self, m: &Membership, peer: Peer) -> bool {
+        let id = peer.raft_id;
+        joined(m, id).is_none()
+            && !self.by_raft.contains_key(&id)
+            && self.heard(Some(m), peer, false)
+    }
+
     /// Every address at which a member may be: a place where it is not may be another one's.
     pub(crate) fn places<'a>(&'a self, m: &'a Membership) -> impl Iterator<Item = &'a str> + 'a {
         m.members.iter().map(|member| member.addr.as_str()).chain(self.beside())
@@ -307,6 +316,22 @@ mod tests {
         assert_eq!(at(&hints), "d");
         hints.settle(&members(&[(1, "a"), (2, "f"), (3, "c")], 4));
         assert_eq!(hints, Hints::default());
+    }
+
+    #[test]
+    fn one_that_joined_meanwhile_is_spoken_to_once_it_answered() {
+        let m = members(&[(1, "a"), (2, "b")], 5);
+        let mut hints = Hints::default();
+        assert!(!hints.met(&m, peer(2, "c")), "a member");
+        assert!(!hints.met(&m, peer(4, "d")), "one that was removed");
+        assert!(hints.met(&m, peer(6, "e")));
+        assert!(!hints.met(&m, peer(6, "f")), "it is spoken to already");
+        assert_eq!(hints.unknown(Some(&m)).cloned().collect::<Vec<_>>(), [peer(6, "e")]);
+        assert!(hints.heard(Some(&m), peer(6, "f"), true), "it says itself where it is");
+        for id in 7..99 {
+            hints.met(&m, peer(id, "x"));
+        }
+        assert_eq!(hints.unknown(Some(&m)).count(), MAX_UNKNOWN);
     }
 
     #[test]

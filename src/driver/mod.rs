@@ -35,6 +35,7 @@ mod patience;
 pub(crate) mod queue;
 pub(crate) mod shared;
 mod snapshotter;
+pub(crate) mod starts;
 #[cfg(test)]
 pub(crate) mod wait_for;
 pub(crate) mod whereabouts;

@@ -17,14 +17,15 @@ use super::fatal::FatalSink;
 use super::founding::desk::Desk;
 use super::hints::Hints;
 use super::inbox::{Inbox, Stop};
+use super::starts::Starts;
 use crate::config::Config;
 use crate::error::{Error, Leader, Result};
 use crate::node::event::Event;
 use crate::offline::Moved;
 use crate::reply::{Admission, Reply, Waiter, reply};
-use crate::status::{Role, Status};
-use crate::transport::{Peer, Peers};
-use crate::types::{ClusterId, Identity, Member, Membership, NodeId, RaftId};
+use crate::status::{MemberStatus, Role, Status};
+use crate::transport::{Peer, Peers, Refusal};
+use crate::types::{ClusterId, Identity, Member, Membership, RaftId};
 
 /// `Store::check` of the user's Store.
 pub(crate) type Check = fn(&[u8]) -> Result<()>;
@@ -35,8 +36,16 @@ pub(crate) const SMALL: u64 = 256;
 /// A refusal is told for so long after it was heard. Transports try again sooner.
 const REFUSED_LATELY: Duration = Duration::from_secs(5);
 
-/// What members said when they turned this node away, by node id and data directory, and when.
-type Refusals = BTreeMap<(NodeId, String), (Instant, String)>;
+/// What a peer said when it turned this node away.
+#[derive(Debug)]
+struct Told {
+    at: Instant,
+    /// Where.
+    addr: String,
+    reason: String,
+    /// Whether trying again may help.
+    passing: bool,
+}
 
 /// How far a node has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,6 +71,14 @@ pub(crate) struct View {
     pub(crate) hints: Hints,
     /// Addresses that a person gave, to be asked for members.
     pub(crate) seeds: Vec<String>,
+    /// How often a peer has said something new, or the membership has changed.
+    pub(crate) said: u64,
+}
+
+impl Told {
+    fn is_recent(&self) -> bool {
+        self.at.elapsed() < REFUSED_LATELY
+    }
 }
 
 impl View {
@@ -98,7 +115,8 @@ pub(crate) struct Shared {
     phase: watch::Sender<Phase>,
     /// See [`Status::elsewhere`].
     elsewhere: OnceLock<String>,
-    refusals: Mutex<Refusals>,
+    refusals: Mutex<BTreeMap<RaftId, Told>>,
+    starts: Mutex<Starts>,
     view: RwLock<Arc<View>>,
     /// Calls of `leave` whose removal is under way, or may still happen.
     leaving: AtomicUsize,
@@ -122,6 +140,7 @@ impl Shared {
             phase: watch::Sender::new(Phase::Idle),
             elsewhere: OnceLock::new(),
             refusals: Mutex::default(),
+            starts: Mutex::default(),
             view: RwLock::default(),
             leaving: AtomicUsize::new(0),
             removed: AtomicBool::new(false),
@@ -197,34 +216,55 @@ impl Shared {
         self.status.send_modify(|s| self.complete(s));
     }
 
-    /// A member, or whoever is at its address, turned this node away. True when that is news.
-    pub(crate) fn note_refusal(&self, member: &Member, reason: &str) -> bool {
-        let who = (member.node_id, member.incarnation.to_string());
-        let now = (Instant::now(), reason.to_owned());
-        let before = self.refusals().insert(who, now);
-        before.is_none_or(|(at, told)| told != reason || at.elapsed() >= REFUSED_LATELY)
+    /// A peer, or whoever is at its address, turned this node away. True when that is news.
+    pub(crate) fn note_refusal(&self, view: &View, peer: RaftId, refusal: &Refusal) -> bool {
+        let known = view.hints.peers(view.membership.as_ref()).find(|p| p.raft_id == peer);
+        let passing = matches!(refusal, Refusal::Busy(_) | Refusal::Malformed(_));
+        let (at, addr) = (Instant::now(), known.map_or_else(String::new, |p| p.addr));
+        let told = Told { at, addr, reason: refusal.to_string(), passing };
+        let mut refusals = self.refusals();
+        refusals.retain(|_, told| told.is_recent());
+        let news = refusals.get(&peer).is_none_or(|before| before.reason != told.reason);
+        refusals.insert(peer, told);
+        news
     }
 
     /// What the node itself cannot know of its status.
     pub(crate) fn complete(&self, status: &mut Status) {
-        let mut refusals = self.refusals();
-        refusals.retain(|_, (at, _)| at.elapsed() < REFUSED_LATELY);
+        let refusals = self.refusals();
         if self.elsewhere.get().is_none() && refusals.is_empty() {
             return;
         }
         if let Some(what) = self.elsewhere.get() {
             what.clone_into(&mut status.elsewhere);
         }
-        for m in &mut status.members {
-            if let Some((_, reason)) = refusals.get(&(m.id, m.incarnation.clone())) {
-                reason.clone_into(&mut m.refusal);
+        let view = self.view();
+        let members = view.membership.iter().flat_map(|m| &m.members);
+        for member in members {
+            let told =
+                refusals.get(&member.raft_id).filter(|told| told.is_recent() && !told.passing);
+            // It is looked for elsewhere by now.
+            let Some(told) = told.filter(|told| told.addr == view.hints.addr(member)) else {
+                continue;
+            };
+            let incarnation = member.incarnation.to_string();
+            let same =
+                |m: &&mut MemberStatus| m.id == member.node_id && m.incarnation == incarnation;
+            if let Some(m) = status.members.iter_mut().find(same) {
+                m.refusal = format!("{} says: {}", told.addr, told.reason);
             }
         }
+        drop(refusals);
         status.reword();
     }
 
-    fn refusals(&self) -> MutexGuard<'_, Refusals> {
+    fn refusals(&self) -> MutexGuard<'_, BTreeMap<RaftId, Told>> {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which start of each peer was heard of last.
+    pub(crate) fn starts(&self) -> MutexGuard<'_, Starts> {
+        self.starts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn phase(&self) -> Phase {

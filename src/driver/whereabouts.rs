@@ -4,7 +4,7 @@
 //! reach it, and it may never hear who leads, so it asks. A node that misses members, because nobody
 //! leads or because it leads and they are silent, asks at every address it knows who is there, then
 //! at those that the answers name. So members that exchanged their addresses find each other, and
-//! one that moved is found by those that joined since, of whom it does not know. Invariants:
+//! one that moved those that joined since, of whom it does not know, and they it. Invariants:
 //! - a member is looked for elsewhere only where it has just answered; the handshake checks who it
 //!   is, as always;
 //! - what answers name is asked, not believed, and only so much of it.
@@ -27,7 +27,8 @@ use crate::pb::InfoAnswer;
 use crate::pb::request::Kind;
 use crate::pb::response::Kind as Answer;
 use crate::status::{MemberStatus, Role, Status};
-use crate::types::{ClusterId, Identity, Membership, RaftId};
+use crate::transport::Peer;
+use crate::types::{ClusterId, Identity, Incarnation, Membership, RaftId};
 
 /// Addresses of one answer, beside those that this node knows, that are asked in one round.
 const MAX_NAMED: usize = 32;
@@ -76,21 +77,40 @@ pub(super) async fn keep(shared: &Arc<Shared>, addr: &str) {
     let mut search = Search::default();
     // Once: a person who then records another address means it.
     let mut announced = false;
+    let mut told = String::new();
     loop {
         let view = shared.view();
         let due = search.is_due(&shared.status.borrow());
-        let moved = moved(&view, addr);
-        // Without a leader its own membership may be old.
-        announced |= moved.is_none() && shared.leader().is_some();
-        let unknown = moved.filter(|_| !announced);
-        if due || unknown.is_some() {
+        if !announced && moved(&view, addr).is_none() {
+            announced = is_recorded(shared, &view, addr).await;
+        }
+        let moved = moved(&shared.view(), addr).filter(|_| !announced);
+        if due || moved.is_some() {
             let answers = look_around(shared, &view, addr).await;
-            if let Some(identity) = unknown {
-                announced = announce(shared, identity, addr, &answers).await;
+            if let Some(identity) = moved {
+                announced = announce(shared, identity, addr, &answers, &mut told).await;
             }
         }
         sleep(shared.config.election_timeout()).await;
     }
+}
+
+/// Whether the leader has this address recorded: what this node has applied may be old.
+async fn is_recorded(shared: &Arc<Shared>, view: &View, addr: &str) -> bool {
+    if shared.leads() {
+        return true;
+    }
+    let (Some(caller), Some(leader), Some((_, me))) =
+        (shared.caller(), shared.leader(), view.cluster())
+    else {
+        return false;
+    };
+    let answers = caller.infos(&[leader.addr], shared.config.election_timeout()).await;
+    let leads = |info: &&InfoAnswer| info.leader_id == info.node_id;
+    let recorded =
+        answers.iter().map(|(_, info)| info).find(leads).and_then(|info| info.membership.as_ref());
+    let member = recorded.and_then(|m| m.members.iter().find(|member| member.raft_id == me));
+    member.is_some_and(|member| member.addr == addr)
 }
 
 /// Asks who is where; members that have answered are looked for there from now on.
@@ -109,14 +129,21 @@ async fn look_around(shared: &Arc<Shared>, view: &View, addr: &str) -> Answers {
         shared.note_removal();
         drop(tokio::spawn(leave::depart(shared.clone())));
     }
-    let there = answers.iter().filter(|(_, info)| info.raft_id != me);
-    let there = there.map(|(at, info)| (info.raft_id, at.clone())).collect();
+    let starts = shared.starts();
+    let runs = |info: &InfoAnswer| starts.judge(info.raft_id, info.boot, &info.addr).is_ok();
+    let running = || answers.iter().filter(|(_, info)| info.raft_id != me && runs(info));
+    let there = running().map(|(at, info)| (info.raft_id, at.clone())).collect();
     let mut news = false;
-    shared.update_view(|View { membership, hints, .. }| {
+    shared.update_view(|View { membership, hints, said, .. }| {
         // What was heard meanwhile may be newer than the answers.
-        let same = *hints == view.hints;
-        news = same && membership.as_ref().is_some_and(|m| hints.found(m, &there));
+        let same = *said == view.said;
+        let Some(m) = membership.as_ref().filter(|_| same) else { return };
+        news = hints.found(m, &there);
+        for peer in running().filter_map(|(at, info)| stranger(at, info)) {
+            news |= hints.met(m, peer);
+        }
     });
+    drop(starts);
     if news {
         info!(shared.logger, "members were found elsewhere, or are not there any more";
             "places" => shared.view().hints.beside().collect::<Vec<_>>().join(" "));
@@ -129,6 +156,17 @@ async fn look_around(shared: &Arc<Shared>, view: &View, addr: &str) -> Answers {
 fn removes(info: &InfoAnswer, me: RaftId) -> bool {
     let membership = info.membership.clone().map(Membership::from_pb);
     membership.is_some_and(|m| m.is_ok_and(|m| m.was_removed(me)))
+}
+
+/// Who answers, by the membership that it tells.
+fn stranger(at: &str, info: &InfoAnswer) -> Option<Peer> {
+    let member = info.membership.as_ref()?.members.iter().find(|m| m.raft_id == info.raft_id)?;
+    Some(Peer {
+        raft_id: info.raft_id,
+        node_id: info.node_id,
+        incarnation: Incarnation::from_slice(&member.incarnation)?,
+        addr: at.to_owned(),
+    })
 }
 
 /// The members of this cluster that answer there.
@@ -170,14 +208,24 @@ fn moved(view: &View, addr: &str) -> Option<Identity> {
 }
 
 /// True once the members know this address, or are going to.
-async fn announce(shared: &Arc<Shared>, identity: Identity, addr: &str, answers: &Answers) -> bool {
-    let told = tell(shared, identity, addr, answers).await;
-    match &told {
-        Ok(()) => info!(shared.logger, "announced a new address"; "addr" => addr.to_owned()),
-        Err(e) => warn!(shared.logger, "could not announce the new address yet";
-            "addr" => addr.to_owned(), "reason" => %e),
+async fn announce(
+    shared: &Arc<Shared>,
+    identity: Identity,
+    addr: &str,
+    answers: &Answers,
+    told: &mut String,
+) -> bool {
+    let Err(e) = tell(shared, identity, addr, answers).await else {
+        info!(shared.logger, "announced a new address"; "addr" => addr.to_owned());
+        return true;
+    };
+    let reason = e.to_string();
+    if *told != reason {
+        warn!(shared.logger, "could not announce the new address yet";
+            "addr" => addr.to_owned(), "reason" => &reason);
+        *told = reason;
     }
-    told.is_ok()
+    false
 }
 
 async fn tell(
@@ -216,7 +264,6 @@ async fn tell(
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
-    use crate::transport::Peer;
     use crate::types::{ConfState, Member};
 
     fn view() -> View {

@@ -136,7 +136,8 @@ impl Mailbox {
 
     /// Changes what the cluster knows of a member: the address at which its peers reach it, and
     /// free-form bytes of yours, at most 64 KiB. What is None stays. A node that starts at another
-    /// address tells that by itself.
+    /// address tells that by itself, once per start: an address given here stays until that node is
+    /// started again with another `Config::advertise_addr`.
     ///
     /// # Errors
     /// `Membership` when it is no member, or the address is none.

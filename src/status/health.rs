@@ -232,7 +232,7 @@ fn about(s: &Status, m: &MemberStatus, spare: i64) -> Option<Problem> {
         };
         return problem(silence(s, m), remedy);
     }
-    if !m.refusal.is_empty() {
+    if refuses(s, m) {
         return problem(silence(s, m), String::new());
     }
     if m.voter && m.replication == Some(Replication::Snapshot) {
@@ -265,7 +265,7 @@ fn about(s: &Status, m: &MemberStatus, spare: i64) -> Option<Problem> {
 fn silence(s: &Status, m: &MemberStatus) -> String {
     let MemberStatus { id, addr, refusal, .. } = m;
     if !refusal.is_empty() {
-        return format!("this node is turned away at {addr}, the address of node {id}: {refusal}");
+        return format!("this node is turned away where it looks for node {id}: {refusal}");
     }
     match m.last_contact_ms {
         Some(ms) => format!("not heard from node {id} at {addr} for {}", time(ms)),
@@ -277,9 +277,18 @@ fn silence(s: &Status, m: &MemberStatus) -> String {
     }
 }
 
+/// Whether a member turns this node away. What is at the address of a lost data directory, its
+/// successor or this node itself, does of course.
+fn refuses(s: &Status, m: &MemberStatus) -> bool {
+    let newest = s.members.iter().rfind(|other| other.id == m.id);
+    !m.refusal.is_empty()
+        && m.id != s.id
+        && newest.is_some_and(|newest| newest.incarnation == m.incarnation)
+}
+
 /// Members that turn this node away.
 fn refusals(s: &Status) -> impl Iterator<Item = Problem> + '_ {
-    let refusing = s.members.iter().filter(|m| !m.refusal.is_empty());
+    let refusing = s.members.iter().filter(|m| refuses(s, m));
     refusing.map(|m| Problem { node: m.id, what: silence(s, m), remedy: String::new() })
 }
 
@@ -293,7 +302,7 @@ fn following(s: &Status) -> Health {
         return health;
     }
     let (id, addr) = (s.leader_id, &s.leader_addr);
-    if leader.is_some_and(|m| !m.refusal.is_empty()) {
+    if leader.is_some_and(|m| refuses(s, m)) {
         let mut health =
             said(Level::Unavailable, format!("hears node {id}, which leads and turns it away"));
         health.problems.extend(refusals(s));

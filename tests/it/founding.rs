@@ -239,7 +239,8 @@ async fn a_stranger_at_the_address_of_a_member_is_named_in_the_health() {
     room.disks.remove(&3);
     let stranger = room.start(3, &[addr(3)]);
     let theirs = stranger.voters(1).await;
-    let said = format!("turned away at n3:1, the address of node 3: this is cluster {theirs}");
+    let said =
+        format!("turned away where it looks for node 3: n3:1 says: this is cluster {theirs}");
     // Whoever leads speaks to it.
     let leads = |s: &Status| [1, 2].contains(&s.leader_id);
     let leader = nodes[0].mailbox.wait_for(leads).await.unwrap().leader_id;

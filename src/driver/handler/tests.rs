@@ -1,6 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
+use crate::driver::starts::MAX_SENDERS;
 use crate::types::{ConfState, Identity, Member, Membership};
 
 fn view() -> View {

@@ -248,8 +248,9 @@ fn before_and_after_its_membership_it_says_so() {
 
 #[test]
 fn whoever_is_turned_away_says_so_and_why() {
-    let refusing = |m: MemberStatus| MemberStatus { refusal: "an older copy".to_owned(), ..m };
-    let said = "this node is turned away at n2:1, the address of node 2: an older copy";
+    let refusing =
+        |m: MemberStatus| MemberStatus { refusal: "n2:9 says: an older copy".to_owned(), ..m };
+    let said = "this node is turned away where it looks for node 2: n2:9 says: an older copy";
     let follows = |members| Status { role: Role::Follower, leader_id: 2, ..leads(members) };
 
     let (level, _, words) = judged(&follows(vec![member(1), refusing(member(2)), member(3)]));

@@ -90,6 +90,12 @@ impl Churn {
         self.addrs.insert(id, addr(id, *count));
     }
 
+    /// What a person tells a machine that has moved: where the members are.
+    pub(super) fn seeds(&self, id: NodeId) -> Vec<String> {
+        let told = self.moves.get(&id).and(self.newest.as_ref());
+        told.iter().flat_map(|m| &m.members).map(|member| self.addr(member.node_id)).collect()
+    }
+
     /// Whether a change may be under way.
     pub(super) fn is_busy(&self) -> bool {
         !self.open.is_empty() || !self.wishes.is_empty()

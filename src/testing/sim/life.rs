@@ -205,6 +205,7 @@ impl World {
         let (boot, storage) = opened.into_boot(applied)?;
         let seed = self.plan.seed.wrapping_mul(31) + id * 1000 + boots;
         let node = Node::new(&self.config, boot, seed, &self.trace.logger(id))?;
+        let seeds = self.churn.seeds(id);
         Ok(Running {
             node,
             raft_id,
@@ -229,6 +230,7 @@ impl World {
             view: None,
             hints: Hints::default(),
             said: std::collections::BTreeMap::new(),
+            seeds,
             search: Search::default(),
             next_look: 0,
             removed: None,

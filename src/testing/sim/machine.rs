@@ -68,6 +68,8 @@ pub(super) struct Running {
     pub(super) hints: Hints,
     /// What each peer has said when it connected: which start of it, and where it is.
     pub(super) said: BTreeMap<RaftId, (u64, String)>,
+    /// Addresses that it was started with.
+    pub(super) seeds: Vec<String>,
     /// When it looks for members.
     pub(super) search: Search,
     pub(super) next_look: Time,

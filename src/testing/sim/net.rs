@@ -13,7 +13,7 @@ use super::world::{What, World};
 use crate::driver::handler::check_sender;
 use crate::node::event::Event;
 use crate::transport::{Peer, Refusal};
-use crate::types::{Message, NodeId, RaftId};
+use crate::types::{Member, Message, NodeId, RaftId};
 
 /// Something under way.
 #[derive(Debug)]
@@ -136,8 +136,8 @@ impl World {
         let mut hellos = Vec::new();
         for (id, machine) in &self.machines {
             let Life::Running(r) = &machine.life else { continue };
-            let members = r.view.iter().flat_map(|view| &view.members);
-            for peer in members.filter(|member| member.raft_id != r.raft_id) {
+            let peers = r.hints.peers(r.view.as_ref());
+            for peer in peers.filter(|peer| peer.raft_id != r.raft_id) {
                 let cut = |to: &NodeId| self.net.is_cut(*id, *to) || self.net.is_cut(*to, *id);
                 let to = self.route(*id, peer.raft_id).filter(|to| !cut(to));
                 let there = |to: &NodeId| self.machines[to].raft_id == Some(peer.raft_id);
@@ -176,11 +176,16 @@ impl World {
             for third in &there {
                 self.tells_removed(*third, id, me);
             }
-            let there: BTreeSet<(RaftId, String)> = there
+            let strangers: Vec<Peer> = there.iter().filter_map(|at| self.says_who(*at)).collect();
+            let there = there
                 .into_iter()
                 .filter_map(|third| Some((self.machines[&third].raft_id?, self.churn.addr(third))))
                 .collect();
-            let found = |r: &mut Running| r.view.as_ref().is_some_and(|m| r.hints.found(m, &there));
+            let found = |r: &mut Running| {
+                let Some(m) = &r.view else { return false };
+                let news = r.hints.found(m, &there);
+                strangers.into_iter().fold(news, |news, peer| r.hints.met(m, peer) || news)
+            };
             if self.at(id).running().is_some_and(found) {
                 self.hit(Mark::FoundElsewhere);
             }
@@ -204,10 +209,18 @@ impl World {
         }
     }
 
+    /// Who answers, by its own membership.
+    fn says_who(&self, id: NodeId) -> Option<Peer> {
+        let Life::Running(r) = &self.machines[&id].life else { return None };
+        let Member { raft_id, node_id, incarnation, .. } = *r.view.as_ref()?.by_raft(r.raft_id)?;
+        Some(Peer { raft_id, node_id, incarnation, addr: self.churn.addr(id) })
+    }
+
     /// Where a node believes that members may be.
     fn places(&self, id: NodeId) -> Vec<String> {
         let Life::Running(r) = &self.machines[&id].life else { return Vec::new() };
-        r.view.iter().flat_map(|view| r.hints.places(view)).map(str::to_owned).collect()
+        let places = r.view.iter().flat_map(|view| r.hints.places(view)).map(str::to_owned);
+        places.chain(r.seeds.clone()).collect()
     }
 
     fn who_answers(&self, id: NodeId, places: Vec<String>) -> BTreeSet<NodeId> {

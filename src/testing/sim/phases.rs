@@ -303,7 +303,19 @@ impl World {
                 Life::Out => "out".to_owned(),
             };
             let conf = m.node().and_then(|n| n.members()).map(|m| m.conf_state.clone());
-            format!("\n  machine {} ({:?}): {state}; {conf:?}", m.id, m.raft_id)
+            let known = match &m.life {
+                Life::Running(r) => {
+                    r.view.iter().flat_map(|view| r.hints.peers(Some(view))).collect()
+                }
+                Life::Down | Life::Joining | Life::Out => Vec::new(),
+            };
+            let known: Vec<String> =
+                known.iter().map(|peer| format!("{} at {}", peer.raft_id, peer.addr)).collect();
+            let (id, raft_id, at) = (m.id, m.raft_id, self.churn.addr(m.id));
+            format!(
+                "\n  machine {id} ({raft_id:?}) at {at}: {state}; {conf:?}, looks for {}",
+                known.join(", ")
+            )
         });
         lines.collect()
     }
