@@ -10,7 +10,7 @@ use raftline::transport::memory::MemoryNetwork;
 use raftline::{Config, Durability, Error, Mailbox, Outcome, Raft, Result, Role};
 use tokio::task::JoinHandle;
 
-use crate::support::{config, logger};
+use crate::support::{config, insist, logger};
 
 #[expect(dead_code, reason = "its main is not called")]
 #[path = "../../examples/election.rs"]
@@ -121,7 +121,7 @@ async fn members_come_and_go_without_a_store() {
     mailbox.wait_for(|s| s.snapshot > 0).await.unwrap();
     cluster.add(3).unwrap();
     mailbox.wait_for(|s| s.members.iter().filter(|m| m.voter).count() == 3).await.unwrap();
-    mailbox.remove(3 - leader).await.unwrap();
+    insist(|| mailbox.remove(3 - leader)).await;
     mailbox.wait_for(|s| s.members.len() == 2).await.unwrap();
     mailbox.resign().await.unwrap();
     cluster.mailbox(3).unwrap().wait_for(|s| s.role == Role::Leader).await.unwrap();

@@ -4,7 +4,7 @@ use futures::StreamExt;
 use raftline::testing::cluster::{Cluster, addr};
 use raftline::{Error, Mailbox, Member, Progress, Role};
 
-use crate::support::{Journal, Put, config, logger, number};
+use crate::support::{Journal, Put, config, insist, logger, number};
 
 async fn cluster(count: u64) -> Cluster<Journal> {
     let mut cluster = Cluster::new(7, config(), |_| Journal::default()).with_logger(logger());
@@ -53,7 +53,8 @@ async fn a_removed_node_ends_and_says_so() {
     let mut cluster = cluster(3).await;
     let leader = cluster.leader().await.unwrap();
     let removed = (1..=3).find(|id| *id != leader).unwrap();
-    cluster.mailbox(leader).unwrap().remove(removed).await.unwrap();
+    let led = cluster.mailbox(leader).unwrap();
+    insist(|| led.remove(removed)).await;
     let error = cluster.ended(removed).await.unwrap_err();
     assert!(matches!(error, Error::Removed { node } if node == removed), "{error}");
 }
@@ -68,7 +69,7 @@ async fn a_removed_node_that_did_not_hear_of_it_is_told_when_it_speaks() {
     let led = cluster.mailbox(leader).unwrap();
     led.wait_for(|s| s.role == Role::Leader).await.unwrap();
     cluster.network().cut_one_way(&addr(leader), &addr(removed));
-    led.remove(removed).await.unwrap();
+    insist(|| led.remove(removed)).await;
     cluster.heal();
     let error = cluster.ended(removed).await.unwrap_err();
     assert!(matches!(error, Error::Removed { node } if node == removed), "{error}");
@@ -188,7 +189,7 @@ async fn a_learner_for_good_is_promoted_and_demoted_by_calls_alone() {
         assert!(e.to_string().contains("has not caught up"), "{e}");
     }
     assert_eq!(voters(&mailbox).await, [1, 2]);
-    learner.demote(2).await.unwrap();
+    insist(|| learner.demote(2)).await;
     assert_eq!(voters(&mailbox).await, [1]);
     assert!(member(&mailbox, 2).await.unwrap().learner_only);
     let said = refusal(mailbox.demote(1).await);
@@ -228,12 +229,12 @@ async fn a_member_is_replaced_by_another_in_one_call() {
     let old = (1..=3).find(|id| *id != leader).unwrap();
     mailbox.add_learner(4, addr(4)).await.unwrap();
     cluster.add(4).unwrap();
-    mailbox.replace(old, 4).await.unwrap();
+    insist(|| mailbox.replace(old, 4)).await;
     let mut wanted: Vec<u64> = (1..=4).filter(|id| *id != old).collect();
     wanted.sort_unstable();
     assert_eq!(voters(&mailbox).await, wanted);
     assert!(matches!(cluster.ended(old).await, Err(Error::Removed { .. })));
-    mailbox.replace(old, 4).await.unwrap();
+    insist(|| mailbox.replace(old, 4)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

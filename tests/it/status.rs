@@ -3,7 +3,7 @@
 use raftline::testing::cluster::{Cluster, addr};
 use raftline::{Config, Level, MemberStatus, Replication, Role, Status, VotingRole};
 
-use crate::support::{Journal, Put, config, logger};
+use crate::support::{Journal, Put, config, insist, logger};
 
 async fn cluster(count: u64, config: Config) -> Cluster<Journal> {
     let mut cluster = Cluster::new(7, config, |_| Journal::default()).with_logger(logger());
@@ -70,7 +70,7 @@ async fn a_crashed_member_is_named_until_it_is_back() {
     // What is done with the remedy, helps.
     cluster.crash(down).await.unwrap();
     mailbox.wait_for(|s| s.health().level == Level::AtRisk).await.unwrap();
-    mailbox.remove(down).await.unwrap();
+    insist(|| mailbox.remove(down)).await;
     let status = mailbox.wait_for(|s| s.members.len() == 2).await.unwrap();
     assert_eq!(status.health().level, Level::Healthy, "{}", status.health);
 }

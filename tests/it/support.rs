@@ -1,9 +1,10 @@
 //! A Store for the tests, and configurations that react fast.
 
+use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use raftline::{Config, Mailbox, Result, Store, async_trait};
+use raftline::{Config, Error, Mailbox, Result, Store, async_trait};
 
 /// Appends every command; a query gives the length, or the command at a place.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +39,21 @@ impl Store for Journal {
         self.commands = bincode::deserialize(snapshot)?;
         Ok(())
     }
+}
+
+/// Asks again while a member is not heard for a moment, as it happens on a busy machine.
+pub(crate) async fn insist<F: Future<Output = Result<()>>>(ask: impl Fn() -> F) {
+    let asked = async {
+        loop {
+            match ask().await {
+                Err(Error::Membership(reason)) if reason.contains("would lose the quorum") => {
+                    tokio::task::yield_now().await;
+                }
+                end => return end,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), asked).await.expect("refused").unwrap();
 }
 
 /// Short ticks, patient calls.
