@@ -123,7 +123,7 @@ async fn look_around(shared: &Arc<Shared>, view: &View, addr: &str) -> Answers {
     let named = named(&answers, |at| at != addr && !known.contains(at));
     answers.extend(ask(&caller, cluster, &named, patience).await);
 
-    if answers.iter().any(|(_, info)| removes(info, me)) {
+    if !shared.was_removed() && answers.iter().any(|(_, info)| removes(info, me)) {
         // As when a peer turns this node away for that; whoever leads may not know where it is.
         info!(shared.logger, "this node was removed from the cluster");
         shared.note_removal();

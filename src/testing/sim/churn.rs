@@ -92,7 +92,7 @@ impl Churn {
 
     /// What a person tells a machine that has moved: where the members are.
     pub(super) fn seeds(&self, id: NodeId) -> Vec<String> {
-        let told = self.moves.get(&id).and(self.newest.as_ref());
+        let told = self.addrs.get(&id).and(self.newest.as_ref());
         told.iter().flat_map(|m| &m.members).map(|member| self.addr(member.node_id)).collect()
     }
 
