@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use raftline::{Error, Mailbox};
@@ -75,13 +76,20 @@ pub(crate) async fn run(mailbox: &Mailbox, cell: &Cell) -> Outcome {
             key =
                 key.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let (mailbox, command) = (mailbox.clone(), command((key >> 33) % KEYS, cell.payload));
-            let (seen, over, before) = (seen.clone(), over.clone(), Instant::now());
-            tokio::spawn(async move {
-                let result = mailbox.propose(command).await;
+            let before = Instant::now();
+            let mut call = Box::pin(async move { mailbox.propose(command).await.map(|_| ()) });
+            // A refusal comes at once, or the runtime would be what is overloaded.
+            let at_once = futures::poll!(call.as_mut());
+            let (seen, over) = (seen.clone(), over.clone());
+            let note = move |result| {
                 if before >= begin && !over.load(Ordering::Relaxed) {
-                    seen.note(result.map(|_| ()), before, begin);
+                    seen.note(result, before, begin);
                 }
-            });
+            };
+            match at_once {
+                Poll::Ready(result) => note(result),
+                Poll::Pending => drop(tokio::spawn(async move { note(call.await) })),
+            }
         }
         offered = due;
     }
