@@ -12,7 +12,7 @@
 //! cargo bench --bench cluster -- steady                   # 60 s, with snapshots
 //! cargo bench --bench cluster -- overload                 # three times what it can take
 //! cargo bench --bench cluster -- join-under-load
-//! cargo bench --bench cluster -- restart                  # with 1,000,000 entries
+//! cargo bench --bench cluster -- restart                  # with 1,000,000 commands
 //! cargo bench --bench cluster -- state --mb 1,100
 //! cargo bench --bench cluster -- guard                    # counters within their bounds?
 //! ```
@@ -79,7 +79,7 @@ enum What {
     },
     /// An empty node joins a cluster that is at work: what its clients notice.
     JoinUnderLoad,
-    /// A million entries, and then a restart of all.
+    /// A million commands, and then a restart of all.
     Restart,
     /// Work on a state of each of these sizes.
     State {

@@ -25,6 +25,9 @@ pub(crate) struct NodeArgs {
     memory: bool,
     #[arg(long)]
     single_thread: bool,
+    /// Takes no snapshot, so that a restart has all of the log before it.
+    #[arg(long)]
+    keep_log: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -103,6 +106,10 @@ async fn serve(args: NodeArgs) {
         durability,
         request_timeout: Duration::from_secs(30),
         ..Config::default()
+    };
+    let config = match args.keep_log {
+        true => Config { snapshot_entries: u64::MAX, snapshot_bytes: u64::MAX, ..config },
+        false => config,
     };
     let logger = slog::Logger::root(slog::Discard, slog::o!());
     let raft = Raft::new(args.addr.as_str(), Kv::default(), logger, config).unwrap();

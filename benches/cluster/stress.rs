@@ -125,7 +125,7 @@ pub(crate) fn restart() {
     let mut cluster = Cluster::start(&["--keep-log"]);
     let leader = cluster.leader();
     let count = 1_000_000;
-    cluster.nodes[leader].ask(&Command::Fill { count, size: 16, batch: 1 });
+    cluster.nodes[leader].ask(&Command::Fill { count, size: 16, batch: 1000 });
     let last = number(&mut cluster.nodes[leader], "last_index");
     for node in &mut cluster.nodes {
         node.kill();
@@ -141,7 +141,7 @@ pub(crate) fn restart() {
     cluster.nodes[0].ask(&Command::Probe);
     let served = begin.elapsed().as_secs_f64();
     println!(
-        "{last} log entries without a snapshot: all killed, started, a leader after {elected:.2} s, a write \
+        "{count} commands in {last} log entries, no snapshot: all killed, started, a leader after {elected:.2} s, a write \
          after {served:.2} s"
     );
 }
