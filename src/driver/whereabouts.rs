@@ -82,7 +82,8 @@ pub(super) async fn keep(shared: &Arc<Shared>, addr: &str) {
         let view = shared.view();
         let due = search.is_due(&shared.status.borrow());
         if !announced && moved(&view, addr).is_none() {
-            announced = is_recorded(shared, &view, addr).await;
+            let recorded = is_recorded(shared, &view, addr).await;
+            announced = recorded && moved(&shared.view(), addr).is_none();
         }
         let moved = moved(&shared.view(), addr).filter(|_| !announced);
         if due || moved.is_some() {
@@ -98,7 +99,8 @@ pub(super) async fn keep(shared: &Arc<Shared>, addr: &str) {
 /// Whether the leader has this address recorded: what this node has applied may be old.
 async fn is_recorded(shared: &Arc<Shared>, view: &View, addr: &str) -> bool {
     if shared.leads() {
-        return true;
+        let status = shared.status.borrow();
+        return status.applied >= status.commit;
     }
     let (Some(caller), Some(leader), Some((_, me))) =
         (shared.caller(), shared.leader(), view.cluster())
@@ -123,15 +125,15 @@ async fn look_around(shared: &Arc<Shared>, view: &View, addr: &str) -> Answers {
     let named = named(&answers, |at| at != addr && !known.contains(at));
     answers.extend(ask(&caller, cluster, &named, patience).await);
 
-    if !shared.was_removed() && answers.iter().any(|(_, info)| removes(info, me)) {
+    let starts = shared.starts();
+    let runs = |info: &InfoAnswer| starts.judge(info.raft_id, info.boot, &info.addr).is_ok();
+    let running = || answers.iter().filter(|(_, info)| info.raft_id != me && runs(info));
+    if !shared.was_removed() && running().any(|(_, info)| removes(info, me)) {
         // As when a peer turns this node away for that; whoever leads may not know where it is.
         info!(shared.logger, "this node was removed from the cluster");
         shared.note_removal();
         drop(tokio::spawn(leave::depart(shared.clone())));
     }
-    let starts = shared.starts();
-    let runs = |info: &InfoAnswer| starts.judge(info.raft_id, info.boot, &info.addr).is_ok();
-    let running = || answers.iter().filter(|(_, info)| info.raft_id != me && runs(info));
     let there = running().map(|(at, info)| (info.raft_id, at.clone())).collect();
     let mut news = false;
     shared.update_view(|View { membership, hints, said, .. }| {

@@ -264,7 +264,7 @@ fn about(s: &Status, m: &MemberStatus, spare: i64) -> Option<Problem> {
 /// That a member is not heard, or what it says when it turns this node away.
 fn silence(s: &Status, m: &MemberStatus) -> String {
     let MemberStatus { id, addr, refusal, .. } = m;
-    if !refusal.is_empty() {
+    if refuses(s, m) {
         return format!("this node is turned away where it looks for node {id}: {refusal}");
     }
     match m.last_contact_ms {
@@ -349,7 +349,7 @@ fn leaderless(s: &Status) -> Health {
         Problem { node: 0, what, remedy }
     });
     let silent =
-        s.members.iter().filter(|m| m.voter && m.reachable == Some(false) || !m.refusal.is_empty());
+        s.members.iter().filter(|m| m.voter && m.reachable == Some(false) || refuses(s, m));
     health.problems.extend(silent.map(|m| Problem {
         node: m.id,
         what: silence(s, m),

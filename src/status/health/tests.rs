@@ -273,3 +273,19 @@ fn whoever_is_turned_away_says_so_and_why() {
     let (_, _, words) = judged(&knows_none(vec![member(1), refusing(member(2)), member(3)]));
     assert!(words.ends_with(said), "{words}");
 }
+
+/// What is at the address of a lost data directory is its successor.
+#[test]
+fn a_lost_directory_that_turns_this_node_away_is_no_news() {
+    let lost =
+        |id| MemberStatus { refusal: "n2:1 says: another node".to_owned(), ..silent(id, 90) };
+    let again = |id| MemberStatus { incarnation: "new".to_owned(), ..member(id) };
+    let of = |s: Status| judged(&s).2;
+    let follows = |members| Status { role: Role::Follower, leader_id: 3, ..leads(members) };
+    for words in [
+        of(follows(vec![member(1), lost(2), again(2), member(3)])),
+        of(knows_none(vec![lost(1), member(1), member(2), member(3)])),
+    ] {
+        assert!(!words.contains("turned away"), "{words}");
+    }
+}
