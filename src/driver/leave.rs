@@ -283,6 +283,7 @@ mod tests {
         let mut first = Some(first);
         let mut taken = Classes::default();
         loop {
+            shared.inbox.turn(Instant::now() + Duration::from_secs(3600), false).await;
             shared.inbox.take(&mut taken);
             for event in taken.requests.drain(..) {
                 let error = first.take().unwrap_or(Error::NoLeader);
@@ -292,7 +293,6 @@ mod tests {
                     other => panic!("{other:?}"),
                 }
             }
-            sleep(Duration::from_millis(1)).await;
         }
     }
 

@@ -266,7 +266,10 @@ async fn tell(
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+    use crate::config::Config;
+    use crate::driver::inbox::Classes;
     use crate::types::{ConfState, Member};
+    use tokio::time::{Instant, timeout};
 
     fn view() -> View {
         let membership = Membership {
@@ -302,6 +305,67 @@ mod tests {
         assert_eq!(rounds(&leads), 0);
         assert_eq!(rounds(&Status { members: vec![silent("x")], ..leads.clone() }), 3);
         assert_eq!(rounds(&Status { members: vec![silent("")], ..leads }), 0, "not there yet");
+    }
+
+    /// The leader, as [`view`] has it, at n1:1.
+    fn leader() -> Arc<Shared> {
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let shared = Arc::new(Shared::new(Config::default(), logger, |_| Ok(())));
+        let Member { node_id, incarnation, .. } = Member::numbered(1);
+        let cluster = Some((ClusterId::from_u128(9), 1));
+        let identity = Some(Identity { node_id, incarnation, cluster, boot: 1 });
+        shared.update_view(|now| *now = View { identity, ..view() });
+        let status = Status { role: Role::Leader, leader_id: 1, ..Status::default() };
+        shared.status.send_replace(status);
+        shared
+    }
+
+    fn is_recorded_at(shared: &Shared, addr: &str) {
+        shared.update_view(|view| {
+            addr.clone_into(&mut view.membership.as_mut().unwrap().members[0].addr);
+        });
+    }
+
+    /// The address that it asks to have recorded within a minute.
+    async fn tells(shared: &Arc<Shared>) -> Option<String> {
+        let mut taken = Classes::default();
+        let asked = async {
+            loop {
+                shared.inbox.turn(Instant::now() + Duration::from_secs(3600), false).await;
+                shared.inbox.take(&mut taken);
+                if let Some(Event::Change { change: Change::Update { addr, .. }, .. }) =
+                    taken.requests.drain(..).next()
+                {
+                    return addr;
+                }
+            }
+        };
+        timeout(Duration::from_secs(60), asked).await.ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_a_person_records_is_not_taken_back() {
+        let shared = leader();
+        let keeps = shared.clone();
+        let keeps = tokio::spawn(async move { keep(&keeps, "n1:1").await });
+        assert_eq!(tells(&shared).await, None, "it is where the membership has it");
+        is_recorded_at(&shared, "n1:9");
+        assert_eq!(tells(&shared).await, None);
+        keeps.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_older_move_that_is_applied_late_is_put_right() {
+        let shared = leader();
+        // It holds more than it has applied.
+        shared.status.send_modify(|s| s.commit = 7);
+        let keeps = shared.clone();
+        let keeps = tokio::spawn(async move { keep(&keeps, "n1:1").await });
+        assert_eq!(tells(&shared).await, None);
+        is_recorded_at(&shared, "n1:9");
+        shared.status.send_modify(|s| s.applied = 7);
+        assert_eq!(tells(&shared).await.as_deref(), Some("n1:1"));
+        keeps.abort();
     }
 
     #[test]

@@ -416,10 +416,12 @@ impl World {
     fn decides_alone(&self, id: NodeId) -> bool {
         let record = self.oracle.durable(id).membership;
         let Some(record) = record.and_then(|r| Membership::decode(r).ok()) else { return true };
+        // What it has committed, and not applied, it applies when it starts.
         let later = self.oracle.memberships.range(record.index..).map(|(_, m)| m);
         later.chain([&record]).any(|m| {
             let ConfState { voters, voters_outgoing, .. } = &m.conf_state;
-            voters.len() == 1 || voters_outgoing.len() == 1
+            let mut all = voters.iter().chain(voters_outgoing);
+            all.all(|voter| self.machines[&id].raft_id == Some(*voter))
         })
     }
 

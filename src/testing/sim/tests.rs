@@ -101,6 +101,7 @@ enum Flaw {
 #[async_trait]
 impl Store for Sum {
     async fn apply(&mut self, m: &[u8]) -> StoreResult<Vec<u8>> {
+        // By the clock of the simulation: the tests wait for nothing.
         if self.flaw == Flaw::Sleeps {
             tokio::time::sleep(Duration::from_millis(3)).await;
         }

@@ -142,6 +142,7 @@ impl Store for Sums {
             Flaw::Blocks => loop {
                 std::thread::park();
             },
+            // By the clock of the suite, which does not wait.
             Flaw::Sleeps => tokio::time::sleep(Duration::from_secs(3600)).await,
             _ => {}
         }

@@ -165,6 +165,7 @@ async fn delays_keep_the_order_and_a_cut_loses_what_is_on_its_way() {
     one.transport.send(appends(51..=51));
     network.cut("n1", "n2");
     network.mend("n1", "n2");
+    // It would have arrived by now: there is no other sign of what does not. The clock is paused.
     sleep(max_delay * 2).await;
     network.set_faults(Faults::default());
     one.transport.send(appends(52..=52));
@@ -183,12 +184,14 @@ async fn what_is_on_its_way_when_its_sender_closes_does_not_arrive() {
     let delay = Duration::from_millis(50);
     network.set_faults(Faults { min_delay: delay, max_delay: delay, ..Faults::default() });
     one.transport.send(appends(1..=3));
+    // Half-way, by the paused clock.
     sleep(delay / 2).await;
     one.transport.close().await;
     // The next run at this address must not be mixed up with the one before.
     let again = node(&network, 1, |_| {});
     network.set_faults(Faults::default());
     again.transport.send(appends(4..=4));
+    // Whatever is to arrive has arrived.
     sleep(delay * 2).await;
     assert_eq!(two.indexes(), [4]);
 }

@@ -74,6 +74,7 @@ impl Store for Scripted {
             "reject" => return Err("no".into()),
             "fatal" => return Err(Error::fatal("disk on fire")),
             "panic" => panic!("poison"),
+            // Of the test's own clock, which is paused.
             "slow" => tokio::time::sleep(Duration::from_secs(40)).await,
             "gated" => self.gate.acquire().await.unwrap().forget(),
             _ => {}
