@@ -1,12 +1,14 @@
 //! Who may use a directory, and what is said to the others (R18).
 
-use std::path::PathBuf;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::log::wal::examine;
 use crate::log::wal::frame::MAX_NUMBER;
 use crate::log::wal::segment::{Link, SegmentHeader};
 use crate::testing::vfs::Fault;
-use crate::vfs::{OpenMode, RealVfs};
+use crate::vfs::{OpenMode, RealVfs, VfsFile, VfsLock};
 
 fn with_log() -> FaultyVfs {
     let vfs = FaultyVfs::new();
@@ -157,7 +159,7 @@ fn a_directory_that_cannot_be_made_says_what_to_do() {
 /// As root no mode forbids anything, so the file layer says it.
 #[test]
 fn an_unwritable_directory_says_what_to_do() {
-    for kind in [std::io::ErrorKind::PermissionDenied, std::io::ErrorKind::ReadOnlyFilesystem] {
+    for kind in [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem] {
         let text = super::super::explain(kind.into()).to_string();
         assert!(text.contains("make the data directory writable"), "{text}");
     }
@@ -201,4 +203,49 @@ fn numbers_that_leave_no_room_to_count_on_are_refused() {
     drop(wal);
     let (_, again, _) = load(&vfs).unwrap();
     assert_eq!((found.entries.len(), again.entries.len()), (9, 12));
+}
+
+/// Somebody else's files, which may be read and not locked.
+#[derive(Debug)]
+struct Foreign(FaultyVfs, ErrorKind);
+
+impl Vfs for Foreign {
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        self.0.create_dir_all(dir)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        self.0.list(dir)
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Box<dyn VfsFile>> {
+        self.0.open(path, mode)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.0.remove(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.0.sync_dir(dir)
+    }
+
+    fn lock(&self, _: &Path) -> io::Result<Option<Box<dyn VfsLock>>> {
+        Err(self.1.into())
+    }
+}
+
+#[test]
+fn files_of_somebody_else_are_not_looked_at_without_their_lock() {
+    let forbidden = Foreign(with_log(), ErrorKind::PermissionDenied);
+    let text = examine::lock(&forbidden, dir()).map(|_| ()).unwrap_err().to_string();
+    assert!(text.contains("/data/log/LOCK"), "{text}");
+    assert!(text.contains("look as the user that runs the node"), "{text}");
+    // Where nobody can write, no node runs.
+    let read_only = Foreign(with_log(), ErrorKind::ReadOnlyFilesystem);
+    assert!(examine::lock(&read_only, dir()).unwrap().is_none());
 }

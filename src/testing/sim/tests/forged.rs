@@ -33,7 +33,7 @@ pub(super) fn fires(text: &str, work: impl FnOnce()) {
     }
 }
 
-fn membership(index: Index, voters: &[RaftId]) -> Membership {
+pub(super) fn membership(index: Index, voters: &[RaftId]) -> Membership {
     let member = |id: &RaftId| Member {
         node_id: *id,
         raft_id: *id,

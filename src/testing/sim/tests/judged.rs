@@ -1,12 +1,13 @@
 //! What is judged at the end of a run, or as a node stops, against records and causes that are made
 //! up: each check must fail by itself.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 
 use bytes::Bytes;
 
-use super::forged::fires;
+use super::forged::{fires, membership};
 use super::{Flaw, Sum, flawed};
 use crate::error::{Error, StorageError};
 use crate::node::event::{Applied, Freshness};
@@ -16,11 +17,13 @@ use crate::testing::sim::clients::{Ask, Came, Record};
 use crate::testing::sim::machine::Mischief;
 use crate::testing::sim::plan::{Knob, Plan};
 use crate::testing::sim::run_with;
+use crate::testing::sim::schedule::SECOND;
 use crate::testing::sim::stopping::{Cause, Refusal};
 use crate::testing::sim::subject::{Act, Op, Subject, mixed};
 use crate::testing::sim::trace::Trace;
 use crate::testing::sim::world::World;
 use crate::testing::watch::Calls;
+use crate::types::NodeId;
 
 /// A world in which nothing has happened, and which expects faults.
 fn world(subject: Subject) -> World {
@@ -269,4 +272,33 @@ fn a_sealed_log_comes_back_whole() {
     fires("node 1: Some(\"a tail\") is gone from its sealed log", || {
         running().sealed_again(1, true, 0, Some("a tail"));
     });
+}
+
+/// The nodes whose disks are copied sooner or later, of so many that have come to rest.
+fn copied(nodes: u64, prepare: impl FnOnce(&mut World)) -> BTreeSet<NodeId> {
+    let plan = Plan::calm(1).with(Knob::Nodes, nodes).with(Knob::Rollback, 1000);
+    let mut world = World::new(&plan, flawed(Flaw::None), Trace::default(), Calls::default());
+    world.found();
+    world.run_until(5 * SECOND);
+    prepare(&mut world);
+    let mut copied = BTreeSet::new();
+    for _ in 0..10 * nodes {
+        world.fault(Knob::Rollback);
+        copied.extend(world.machines.values().filter(|m| m.backup.is_some()).map(|m| m.id));
+    }
+    copied
+}
+
+#[test]
+fn a_disk_that_could_decide_alone_is_not_copied() {
+    assert_eq!(copied(3, |_| ()), BTreeSet::from([1, 2, 3]));
+    assert!(copied(1, |_| ()).is_empty());
+    // Nor one that will be the only voter's when it applies what it has committed.
+    let alone = copied(3, |world| {
+        let raft_id = world.machines[&1].raft_id.expect("it was let in");
+        let newest = world.oracle.memberships.keys().next_back().expect("they founded");
+        let next = newest + 1;
+        world.oracle.memberships.insert(next, membership(next, &[raft_id]));
+    });
+    assert_eq!(alone, BTreeSet::from([2, 3]));
 }
