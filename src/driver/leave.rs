@@ -175,10 +175,11 @@ impl Inquiry {
         Self { me, newest, hints, asked: BTreeSet::new(), informed: BTreeSet::new() }
     }
 
-    /// Whom to ask next; nobody once all were asked.
+    /// Whom to ask next; nobody once all were asked. Both where a member was heard last and where
+    /// it is recorded: what others tell may be newer than what was heard, or older.
     pub(crate) fn ask(&mut self) -> Vec<String> {
         let others = self.newest.members.iter().filter(|m| m.raft_id != self.me);
-        let addrs = others.map(|m| self.hints.addr(m).to_owned());
+        let addrs = others.flat_map(|m| [self.hints.addr(m), &m.addr]).map(str::to_owned);
         addrs.filter(|addr| self.asked.insert(addr.clone())).collect()
     }
 
@@ -317,9 +318,16 @@ mod tests {
         let peer = Peer { raft_id, node_id, incarnation, addr: "n2:9".to_owned() };
         let mut hints = Hints::default();
         assert!(hints.heard(Some(&membership), peer, true));
+        let mut newer = membership.clone();
         let mut inquiry = Inquiry::new(1, membership, hints);
-        assert_eq!(inquiry.ask(), ["n2:9"]);
+        assert_eq!(inquiry.ask(), ["n2:9", "n2:1"]);
         assert!(inquiry.ask().is_empty(), "each is asked once");
+        // It has moved on since, as others know.
+        newer.index += 1;
+        newer.members.retain(|m| m.raft_id != 1);
+        newer.members[0].addr = "n2:10".to_owned();
+        inquiry.told(3, newer);
+        assert_eq!(inquiry.ask(), ["n2:10"]);
     }
 
     #[test]

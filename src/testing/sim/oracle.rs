@@ -323,10 +323,10 @@ impl Oracle {
         self.committed.last_key_value().map_or(0, |(i, _)| *i)
     }
 
-    /// Who was elected in the newest term.
-    pub(super) fn newest_leader(&self) -> Option<NodeId> {
-        let (_, raft_id) = self.leaders.last_key_value()?;
-        self.names.get(raft_id).map(|(id, _)| *id)
+    /// Who was elected in the newest term, and that term.
+    pub(super) fn newest_leader(&self) -> Option<(NodeId, Term)> {
+        let (term, raft_id) = self.leaders.last_key_value()?;
+        self.names.get(raft_id).map(|(id, _)| (*id, *term))
     }
 
     pub(super) fn durable(&self, id: NodeId) -> Contents {

@@ -197,7 +197,8 @@ impl World {
             let good = |r: &&Record| matches!(r.came, Came::Ok(_) | Came::Rejected(_));
             let bad: Vec<&Record> = new.iter().filter(|r| !good(r)).collect();
             assert!(bad.is_empty() && new.len() == asked, "I15: a healthy cluster says {bad:?}");
-            // A transfer that was asked for before may still depose a leader.
+            // A transfer that was asked for before may still depose a leader, and so may what is
+            // under way on a link that was clogged: what comes after it waits.
             let same = self.oracle.newest_leader() == led_by;
             let refused = self.calls.refusals.of(id);
             assert!(

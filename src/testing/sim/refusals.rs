@@ -71,7 +71,7 @@ impl World {
         }
         let named = crate::driver::shared::leader_of(&r.status);
         let leader = named.map(|leader| r.hints.reach(r.view.as_ref(), leader));
-        let newest = self.oracle.newest_leader();
+        let newest = self.oracle.newest_leader().map(|(id, _)| id);
         let deposed = leader.as_ref().is_some_and(|leader| Some(leader.id) != newest);
         self.hit(Mark::Refused);
         self.marks.hit_if(Mark::RefusedStale, deposed);
