@@ -34,6 +34,12 @@ use crate::types::Membership;
 /// Requests that the node takes in one turn; the rest waits for the next.
 const REQUESTS_PER_TURN: usize = 8192;
 
+/// How long a follower may keep what is committed from its Store when nobody asks it: to wake
+/// the Store's runtime costs more than the rest of a small write.
+const UNASKED: Duration = Duration::from_millis(2);
+/// Bytes of entries that it does not keep.
+const MUCH: usize = 64 << 10;
+
 /// Where effects go. Dropping it ends the log and the apply task: what was committed is applied,
 /// and the log is left unsealed unless it was sealed before.
 #[derive(Debug)]
@@ -97,9 +103,11 @@ pub(crate) struct EventLoop {
     backlog: VecDeque<Event>,
     effects: Vec<Effect>,
     drain_until: Option<Instant>,
-    /// Jobs of this turn, in order.
+    /// Jobs that the Store was not woken for yet, in order.
     for_store: Vec<Job>,
-    /// What is left of them was kept for this turn, and no longer.
+    /// When it will be at the latest.
+    store_due: Option<Instant>,
+    /// They were kept for the turn after a write of this thread, and for no other.
     kept: bool,
     /// Something was handed to tasks of this runtime, which wait for this one.
     sent: bool,
@@ -118,6 +126,7 @@ impl EventLoop {
             effects: Vec::new(),
             drain_until: None,
             for_store: Vec::new(),
+            store_due: None,
             kept: false,
             sent: false,
         }
@@ -141,7 +150,8 @@ impl EventLoop {
         self.dispatch()?;
         self.follow_up().await?;
         loop {
-            self.shared.inbox.turn(self.ticks.next, !self.backlog.is_empty()).await;
+            let until = self.store_due.map_or(self.ticks.next, |due| due.min(self.ticks.next));
+            self.shared.inbox.turn(until, !self.backlog.is_empty()).await;
             self.shared.inbox.take(&mut self.taken);
             match self.taken.stop {
                 Some(Stop::Now) => return Ok(Stop::Now),
@@ -174,17 +184,35 @@ impl EventLoop {
             tokio::task::yield_now().await;
         }
         if self.node.is_leader() || self.kept {
-            self.wake_store();
+            self.offer_to_store();
         }
         self.kept = self.ports.log.write_here(!sent && !self.node.leads_others())?;
         if !self.kept {
             self.ports.log.wake();
-            self.wake_store();
+            self.offer_to_store();
         }
         Ok(())
     }
 
+    /// Wakes the Store at once where somebody waits for it, and on a follower otherwise a moment
+    /// later, for whatever has come until then.
+    fn offer_to_store(&mut self) {
+        let bytes = |job: &Job| match job {
+            Job::Apply(entries) => entries.iter().map(|e| e.data.len()).sum(),
+            Job::Query(_) | Job::Capture { .. } | Job::Install { .. } => MUCH,
+        };
+        let much = || self.for_store.iter().map(bytes).sum::<usize>() >= MUCH;
+        if self.for_store.is_empty() || self.node.is_leader() || much() {
+            return self.wake_store();
+        }
+        let now = Instant::now();
+        if now >= *self.store_due.get_or_insert(now + UNASKED) {
+            self.wake_store();
+        }
+    }
+
     fn wake_store(&mut self) {
+        self.store_due = None;
         for job in self.for_store.drain(..) {
             self.ports.apply.push(job);
         }
