@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures::stream::{self, Stream};
 use tokio::sync::watch;
 
-use crate::driver::shared::{Phase, SMALL, Shared};
+use crate::driver::shared::{Phase, Shared};
 use crate::error::{Error, Result};
 use crate::node::event::{Applied, Event, Freshness, Proposal, Read};
 use crate::reply::{Reply, Waiter};
@@ -169,7 +169,7 @@ impl Mailbox {
         if self.shared.status.borrow().role == Role::Starting {
             return Ok(self.shared.status.borrow().clone());
         }
-        let mut status = self.ask(SMALL, |reply| Event::Status { reply }).await?;
+        let mut status = self.ask(|reply| Event::Status { reply }).await?;
         self.shared.complete(&mut status);
         Ok(status)
     }
@@ -228,7 +228,7 @@ impl Mailbox {
     /// over within an election timeout: it still may.
     pub async fn transfer_leadership(&self, to: impl Into<Option<NodeId>>) -> Result<()> {
         let to = to.into();
-        self.ask(SMALL, |reply| Event::Transfer { to, reply }).await
+        self.ask(|reply| Event::Transfer { to, reply }).await
     }
 
     /// Gives leadership up, if this node has it: hands it to the voter that is furthest, and returns
@@ -243,7 +243,7 @@ impl Mailbox {
     /// none took over within an election timeout: it leads on, unless one still does. `Timeout` when
     /// neither was known by the deadline.
     pub async fn resign(&self) -> Result<()> {
-        self.ask(SMALL, |reply| Event::Resign { reply }).await
+        self.ask(|reply| Event::Resign { reply }).await
     }
 
     /// Stops the node: refuses new requests, hands leadership over, finishes what is in flight,
@@ -279,7 +279,8 @@ impl Mailbox {
     async fn read(&self, query: Option<Vec<u8>>, freshness: Freshness) -> Result<Applied> {
         let size = query.as_ref().map_or(0, Vec::len) as u64;
         let needs_leader = freshness == Freshness::Linearizable;
-        let read = self.ask(size, |reply| Event::Read(Read { query, freshness, reply })).await;
+        let read = self.shared.post(size, |reply| Event::Read(Read { query, freshness, reply }))?;
+        let read = read.wait(self.timeout).await;
         if needs_leader { self.explain(read) } else { read }
     }
 
@@ -298,8 +299,8 @@ impl Mailbox {
         })
     }
 
-    async fn ask<T>(&self, bytes: u64, event: impl FnOnce(Reply<T>) -> Event) -> Result<T> {
-        self.shared.ask(bytes, self.timeout, event).await
+    async fn ask<T>(&self, event: impl FnOnce(Reply<T>) -> Event) -> Result<T> {
+        self.shared.ask(self.timeout, event).await
     }
 }
 

@@ -128,6 +128,9 @@ impl<T> Waiter<T> {
     }
 }
 
+/// Requests that are neither proposals nor reads, beside as many of those as are admitted.
+const RESERVED: u64 = 1024;
+
 /// Bounds the work in flight, in requests and bytes; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Admission {
@@ -162,19 +165,32 @@ impl Admission {
         }
     }
 
-    /// A permit for one request of this size.
+    /// A permit for one proposal or read of this size.
     ///
     /// # Errors
     /// `Overloaded` at the bound; a request that is alone always passes.
     pub(crate) fn admit(&self, bytes: u64) -> Result<Permit> {
+        self.take(bytes, self.shared.max_count)
+    }
+
+    /// A permit for one request of another kind: load does not keep anybody from looking at a node,
+    /// or from doing something about it.
+    ///
+    /// # Errors
+    /// `Overloaded` when there are [`RESERVED`] such requests beside as much load as may be.
+    pub(crate) fn reserve(&self) -> Result<Permit> {
+        self.take(0, self.shared.max_count.saturating_add(RESERVED))
+    }
+
+    fn take(&self, bytes: u64, max_count: u64) -> Result<Permit> {
         let s = &self.shared;
         let count = s.count.fetch_add(1, Ordering::AcqRel);
         let before = s.bytes.fetch_add(bytes, Ordering::AcqRel);
         let permit = Permit { shared: self.shared.clone(), bytes };
-        if count >= s.max_count {
-            return Err(Error::Overloaded { what: "requests in flight", bound: s.max_count });
+        if count >= max_count {
+            return Err(Error::Overloaded { what: "requests in flight", bound: max_count });
         }
-        if before > 0 && before + bytes > s.max_bytes {
+        if bytes > 0 && before > 0 && before + bytes > s.max_bytes {
             return Err(Error::Overloaded { what: "bytes in flight", bound: s.max_bytes });
         }
         Ok(permit)
@@ -238,6 +254,17 @@ mod tests {
         let c = admission.admit(10).unwrap();
         assert!(matches!(admission.admit(1), Err(Error::Overloaded { .. })));
         drop((b, c));
+        assert_eq!(admission.in_flight(), (0, 0));
+    }
+
+    #[test]
+    fn load_leaves_room_for_requests_of_another_kind() {
+        let admission = Admission::new(2, 100);
+        let load = (admission.admit(60).unwrap(), admission.admit(40).unwrap());
+        assert!(matches!(admission.admit(1), Err(Error::Overloaded { .. })));
+        let others: Vec<Permit> = (0..RESERVED).map(|_| admission.reserve().unwrap()).collect();
+        assert!(matches!(admission.reserve(), Err(Error::Overloaded { .. })));
+        drop((load, others));
         assert_eq!(admission.in_flight(), (0, 0));
     }
 }

@@ -76,6 +76,9 @@ enum What {
         /// Measured seconds.
         #[arg(long, default_value_t = 60)]
         seconds: u64,
+        /// Bytes per command.
+        #[arg(long, default_value_t = 1024)]
+        payload: usize,
     },
     /// An empty node joins a cluster that is at work: what its clients notice.
     JoinUnderLoad,
@@ -107,7 +110,7 @@ fn main() {
         What::Join => scenarios::join(),
         What::BigProposal => scenarios::big_proposal(),
         What::Steady { seconds } => stress::steady(seconds),
-        What::Overload { seconds } => stress::overload(seconds),
+        What::Overload { seconds, payload } => stress::overload(seconds, payload),
         What::JoinUnderLoad => stress::join_under_load(),
         What::Restart => stress::restart(),
         What::State { mb } => stress::state(&mb),

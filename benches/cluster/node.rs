@@ -23,6 +23,9 @@ pub(crate) struct NodeArgs {
     via: Option<String>,
     #[arg(long)]
     memory: bool,
+    /// The Store keeps nothing.
+    #[arg(long)]
+    no_store: bool,
     #[arg(long)]
     single_thread: bool,
     /// Takes no snapshot, so that a restart has all of the log before it.
@@ -51,7 +54,10 @@ pub(crate) enum Command {
 
 /// A map of numbers to bytes; the first eight bytes of a command are its key.
 #[derive(Default)]
-struct Kv(HashMap<u64, Vec<u8>>);
+struct Kv {
+    values: HashMap<u64, Vec<u8>>,
+    keeps_nothing: bool,
+}
 
 fn key(message: &[u8]) -> Result<u64> {
     let (key, _) = message.split_first_chunk::<8>().ok_or("a command begins with its key")?;
@@ -61,17 +67,20 @@ fn key(message: &[u8]) -> Result<u64> {
 #[async_trait]
 impl Store for Kv {
     async fn apply(&mut self, message: &[u8]) -> Result<Vec<u8>> {
-        self.0.insert(key(message)?, message.to_vec());
+        let key = key(message)?;
+        if !self.keeps_nothing {
+            self.values.insert(key, message.to_vec());
+        }
         Ok(Vec::new())
     }
 
     async fn query(&self, query: &[u8]) -> Result<Vec<u8>> {
-        Ok(self.0.get(&key(query)?).cloned().unwrap_or_default())
+        Ok(self.values.get(&key(query)?).cloned().unwrap_or_default())
     }
 
     async fn snapshot(&self) -> Result<Vec<u8>> {
-        let mut out = Vec::with_capacity(self.0.values().map(|v| v.len() + 4).sum());
-        for value in self.0.values() {
+        let mut out = Vec::with_capacity(self.values.values().map(|v| v.len() + 4).sum());
+        for value in self.values.values() {
             out.extend_from_slice(&(value.len() as u32).to_le_bytes());
             out.extend_from_slice(value);
         }
@@ -79,11 +88,11 @@ impl Store for Kv {
     }
 
     async fn restore(&mut self, snapshot: &[u8]) -> Result<()> {
-        self.0.clear();
+        self.values.clear();
         let mut rest = snapshot;
         while let Some((len, tail)) = rest.split_first_chunk::<4>() {
             let (value, tail) = tail.split_at(u32::from_le_bytes(*len) as usize);
-            self.0.insert(key(value)?, value.to_vec());
+            self.values.insert(key(value)?, value.to_vec());
             rest = tail;
         }
         Ok(())
@@ -111,8 +120,9 @@ async fn serve(args: NodeArgs) {
         true => Config { snapshot_entries: u64::MAX, snapshot_bytes: u64::MAX, ..config },
         false => config,
     };
+    let store = Kv { keeps_nothing: args.no_store, ..Kv::default() };
     let logger = slog::Logger::root(slog::Discard, slog::o!());
-    let raft = Raft::new(args.addr.as_str(), Kv::default(), logger, config).unwrap();
+    let raft = Raft::new(args.addr.as_str(), store, logger, config).unwrap();
     let mailbox = raft.mailbox();
     let ended = match args.via {
         Some(via) => tokio::spawn(raft.join(args.id, args.addr, None, via)),

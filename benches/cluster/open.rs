@@ -82,7 +82,7 @@ pub(crate) async fn run(mailbox: &Mailbox, cell: &Cell) -> Outcome {
             let at_once = futures::poll!(call.as_mut());
             let (seen, over) = (seen.clone(), over.clone());
             let note = move |result| {
-                if before >= begin && !over.load(Ordering::Relaxed) {
+                if !over.load(Ordering::Relaxed) {
                     seen.note(result, before, begin);
                 }
             };
@@ -120,15 +120,20 @@ pub(crate) async fn run(mailbox: &Mailbox, cell: &Cell) -> Outcome {
 
 impl Seen {
     fn note(&self, result: Result<(), Error>, before: Instant, begin: Instant) {
-        let us = before.elapsed().as_micros() as u64;
+        let now = Instant::now();
+        // Answers count from then on, latencies of what began before do not.
+        if result.is_ok()
+            && let Some(since) = now.checked_duration_since(begin)
+            && let Some(n) = self.per_second.get(since.as_secs() as usize)
+        {
+            n.fetch_add(1, Ordering::Relaxed);
+        }
+        if before < begin {
+            return;
+        }
+        let us = (now - before).as_micros() as u64;
         match result {
-            Ok(()) => {
-                self.accepted.add(us);
-                let second = begin.elapsed().as_secs() as usize;
-                if let Some(n) = self.per_second.get(second) {
-                    n.fetch_add(1, Ordering::Relaxed);
-                }
-            }
+            Ok(()) => self.accepted.add(us),
             Err(Error::Overloaded { .. }) => {
                 self.refused.add(us);
                 self.refusals.fetch_add(1, Ordering::Relaxed);

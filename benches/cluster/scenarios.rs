@@ -39,6 +39,9 @@ pub(crate) struct LoadArgs {
     /// Keeps the log in memory.
     #[arg(long)]
     memory: bool,
+    /// The Store keeps nothing: what everything else costs.
+    #[arg(long)]
+    no_store: bool,
     /// Clients and Store on a current-thread runtime.
     #[arg(long)]
     single_thread: bool,
@@ -57,6 +60,7 @@ pub(crate) fn load(args: &LoadArgs) {
     );
     let mut flags = Vec::new();
     flags.extend(args.memory.then_some("--memory"));
+    flags.extend(args.no_store.then_some("--no-store"));
     flags.extend(args.single_thread.then_some("--single-thread"));
     let mut cluster = Cluster::of(args.nodes, &flags);
     let leader = cluster.leader();

@@ -59,10 +59,11 @@ pub(crate) fn steady(seconds: u64) {
     );
 }
 
-pub(crate) fn overload(seconds: u64) {
+pub(crate) fn overload(seconds: u64, payload: usize) {
     let mut cluster = Cluster::start(&[]);
     let leader = cluster.leader();
     let node = &mut cluster.nodes[leader];
+    let closed = |clients, seconds| Cell { payload, ..closed(clients, seconds) };
     let best = outcome(node.ask(&Command::Load(closed(1024, 10))));
     println!("1024 clients that wait: {}", latencies(&best));
     let (term, peak) = (number(node, "term"), node.peak_mib());

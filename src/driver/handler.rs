@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::changes;
 use super::leave;
-use super::shared::{SMALL, Shared, View};
+use super::shared::{Shared, View};
 use super::snapshotter::Snapshotter;
 use super::wire::{self, respond};
 use crate::error::{Error, Result};
@@ -121,7 +121,7 @@ impl PeerHandler {
 
     /// Posts a request of a peer and waits for its answer.
     async fn ask<T>(&self, event: impl FnOnce(Reply<T>) -> Event) -> Result<T> {
-        self.shared.ask(SMALL, self.shared.config.request_timeout, event).await
+        self.shared.ask(self.shared.config.request_timeout, event).await
     }
 
     async fn join(&self, join: pb::Join) -> Result<Answer> {

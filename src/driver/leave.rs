@@ -16,7 +16,7 @@ use slog::info;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::hints::Hints;
-use super::shared::{Phase, SMALL, Shared};
+use super::shared::{Phase, Shared};
 use crate::error::{Error, Result};
 use crate::node::event::{Change, Event};
 use crate::types::{Identity, Member, Membership, NodeId, RaftId};
@@ -108,7 +108,7 @@ async fn step(
     }
     let left = deadline.saturating_duration_since(Instant::now());
     if shared.leads() {
-        let handed = shared.ask(SMALL, left, |reply| Event::Transfer { to: None, reply }).await;
+        let handed = shared.ask(left, |reply| Event::Transfer { to: None, reply }).await;
         // Whether leadership may still go is of no matter: no removal was asked for.
         handed.map_err(|e| if e.outcome_unknown() { Error::Timeout } else { e })?;
         let mut watch = shared.status.subscribe();
@@ -119,7 +119,7 @@ async fn step(
     // By data directory: another one may have taken the place of this one.
     let (node_id, incarnation) = (identity.node_id, identity.incarnation);
     let change = Change::Leave { node_id, incarnation };
-    shared.ask(SMALL, left, |reply| Event::Change { change, reply }).await?;
+    shared.ask(left, |reply| Event::Change { change, reply }).await?;
     Ok(true)
 }
 

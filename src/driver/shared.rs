@@ -22,16 +22,13 @@ use crate::config::Config;
 use crate::error::{Error, Leader, Result};
 use crate::node::event::Event;
 use crate::offline::Moved;
-use crate::reply::{Admission, Reply, Waiter, reply};
+use crate::reply::{Admission, Permit, Reply, Waiter, reply};
 use crate::status::{MemberStatus, Role, Status};
 use crate::transport::{Peer, Peers, Refusal};
 use crate::types::{ClusterId, Identity, Member, Membership, RaftId};
 
 /// `Store::check` of the user's Store.
 pub(crate) type Check = fn(&[u8]) -> Result<()>;
-
-/// Bytes that a request without a payload counts for.
-pub(crate) const SMALL: u64 = 256;
 
 /// A refusal is told for so long after it was heard. Transports try again sooner.
 const REFUSED_LATELY: Duration = Duration::from_secs(5);
@@ -331,7 +328,7 @@ impl Shared {
         *self.caller.write().unwrap_or_else(PoisonError::into_inner) = caller;
     }
 
-    /// Posts a request that counts for so many bytes.
+    /// Posts a proposal or a read that counts for so many bytes.
     ///
     /// # Errors
     /// `Overloaded` at the bounds.
@@ -340,23 +337,25 @@ impl Shared {
         bytes: u64,
         event: impl FnOnce(Reply<T>) -> Event,
     ) -> Result<Waiter<T>> {
-        let permit = self.admission.admit(bytes)?;
-        let (reply, waiter) = reply(Some(permit));
-        self.inbox.request(event(reply));
-        Ok(waiter)
+        Ok(self.post_with(self.admission.admit(bytes)?, event))
     }
 
-    /// Posts a request and waits for its answer.
+    /// Posts a request of another kind and waits for its answer.
     ///
     /// # Errors
     /// Those of the answer, `Overloaded` at the bounds.
     pub(crate) async fn ask<T>(
         &self,
-        bytes: u64,
         timeout: Duration,
         event: impl FnOnce(Reply<T>) -> Event,
     ) -> Result<T> {
-        self.post(bytes, event)?.wait(timeout).await
+        self.post_with(self.admission.reserve()?, event).wait(timeout).await
+    }
+
+    fn post_with<T>(&self, permit: Permit, event: impl FnOnce(Reply<T>) -> Event) -> Waiter<T> {
+        let (reply, waiter) = reply(Some(permit));
+        self.inbox.request(event(reply));
+        waiter
     }
 
     /// Ends the loop now and refuses everything; callers that wait are answered.

@@ -19,7 +19,7 @@ use tokio::time::sleep;
 use super::caller::Caller;
 use super::changes;
 use super::leave;
-use super::shared::{SMALL, Shared, View};
+use super::shared::{Shared, View};
 use super::wire;
 use crate::error::{Error, Result};
 use crate::node::event::{Change, Event};
@@ -239,7 +239,7 @@ async fn tell(
     let change = Change::Update { node_id, incarnation, addr: addr.to_owned() };
     let patience = shared.config.election_timeout();
     if shared.leads() {
-        shared.ask(SMALL, patience, |reply| Event::Change { change, reply }).await?;
+        shared.ask(patience, |reply| Event::Change { change, reply }).await?;
         return Ok(());
     }
     let Some(caller) = shared.caller() else { return Err(Error::ShuttingDown) };

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
 use super::Mailbox;
-use crate::driver::shared::{Phase, SMALL};
+use crate::driver::shared::Phase;
 use crate::driver::{changes, leave};
 use crate::error::{Error, Result};
 use crate::node::event::{Change, Changed, Event};
@@ -252,7 +252,7 @@ impl Mailbox {
 
     async fn ask_change(&self, change: Change, timeout: Duration) -> Result<Changed> {
         let event = |reply| Event::Change { change, reply };
-        self.explain(self.shared.ask(SMALL, timeout, event).await)
+        self.explain(self.shared.ask(timeout, event).await)
     }
 }
 

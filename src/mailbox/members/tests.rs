@@ -188,3 +188,27 @@ fn what_holds_is_told_from_what_does_not() {
         assert!(!is_in_force(change, &m), "{change:?}");
     }
 }
+
+/// As many proposals as may be wait, and nobody has been answered.
+#[tokio::test(start_paused = true)]
+async fn load_keeps_nobody_from_asking_for_the_status_or_a_change() {
+    let config = Config { max_pending_requests: 1, ..Config::default() };
+    let logger = slog::Logger::root(slog::Discard, slog::o!());
+    let shared = Arc::new(Shared::new(config, logger, |_| Ok(())));
+    shared.status.send_modify(|s| s.role = crate::status::Role::Leader);
+    let mailbox = Mailbox::new(shared);
+    let waiting = mailbox.submit("a command".into()).unwrap();
+    let refused = mailbox.propose("another").await.unwrap_err();
+    assert!(matches!(refused, Error::Overloaded { .. }), "{refused}");
+    let refused = mailbox.query(Vec::new()).await.unwrap_err();
+    assert!(matches!(refused, Error::Overloaded { .. }), "{refused}");
+    // What is admitted waits for a node that is not there.
+    for error in [
+        mailbox.status().await.unwrap_err(),
+        mailbox.transfer_leadership(None).await.unwrap_err(),
+        mailbox.remove(4).await.unwrap_err(),
+    ] {
+        assert!(!matches!(error, Error::Overloaded { .. }), "{error}");
+    }
+    drop(waiting);
+}
