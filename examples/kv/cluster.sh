@@ -152,6 +152,13 @@ answers() {
   [[ $code == "$1" ]] && grep -qF -- "${4:-}" "$dir/answer"
 }
 
+# gets CODE ID PATH: a GET gets this status.
+gets() {
+  local got
+  got=$(curl -sS --max-time 10 -o /dev/null -w '%{http_code}' "$(at "$2")$3" 2>"$dir/answer")
+  [[ $got == "$1" ]]
+}
+
 # get ID PATH: prints the answer; fails unless it is a success.
 get() { curl -sS --fail --max-time 10 "$(at "$1")$2" 2>"$dir/answer"; }
 
@@ -192,7 +199,11 @@ leader_at() {
 }
 
 # health_has ID TEXT: what the node says of the health of its cluster has this.
-health_has() { get "$1" /health >"$dir/health" && grep -qF -- "$2" "$dir/health"; }
+# An unavailable one answers 503.
+health_has() {
+  curl -sS --max-time 10 "$(at "$1")/health" >"$dir/health" 2>"$dir/answer" &&
+    grep -qF -- "$2" "$dir/health"
+}
 
 # data_dir_of ID MEMBER: the name of its data directory.
 data_dir_of() { get "$1" /members | sed -n "s/^id=$2 .*incarnation=\([^ ]*\).*/\1/p"; }

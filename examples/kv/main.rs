@@ -29,11 +29,26 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+/// What a node answers; `http.rs` and `members.rs` tell more.
+const ROUTES: &str = "\
+Over HTTP, on any node:
+  GET, PUT, POST (append), DELETE /kv/KEY   GET ?stale, PUT ?if=OLD, PUT ?if-absent
+  GET  /   /status   /health   /members     the same for people, programs, balancers, scripts
+  POST /members/add?id=4&addr=HOST:PORT     &learner=1: does not vote
+  POST /members/promote?id=4   demote?id=4   remove?id=4   replace?old=4&new=5
+  POST /members/set?voters=1,2,3&learners=4   update?id=4&addr=HOST:PORT
+  POST /members/transfer?to=2               leadership
+  POST /leave                               this node leaves the cluster and ends";
+
 /// What any part of the program fails with, in words.
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 #[derive(Debug, Parser)]
-#[command(about = "A replicated key-value store", args_conflicts_with_subcommands = true)]
+#[command(
+    about = "A replicated key-value store",
+    after_help = ROUTES,
+    args_conflicts_with_subcommands = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,

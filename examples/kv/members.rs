@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! GET  /members                            one line per member; with ?stale what this node knows
-//! GET  /health                             in words
+//! GET  /health                             in words; 503 when nothing can be written
 //! POST /members/add?id=4&addr=HOST:PORT    answers once it votes; &learner=1: never by itself
 //! POST /members/promote?id=4               a learner that has caught up votes
 //! POST /members/demote?id=4                a voter becomes a learner
@@ -19,11 +19,12 @@
 //! done, try again; 504 it may be done, or may still be: ask again.
 
 use axum::extract::{FromRequestParts, Query, State};
+use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use raftline::{Mailbox, MemberStatus, NodeId, Status};
+use raftline::{Level, Mailbox, MemberStatus, NodeId, Status};
 use serde::Serialize;
 use serde_json::json;
 
@@ -168,8 +169,14 @@ fn word(value: impl Serialize) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-async fn health(State(mailbox): State<Mailbox>) -> Answer<String> {
-    Ok(format!("{}\n", mailbox.status().await?.health()))
+/// 503 when nothing can be written, so that a load balancer need not read.
+async fn health(State(mailbox): State<Mailbox>) -> Answer<(StatusCode, String)> {
+    let health = mailbox.status().await?.health();
+    let code = match health.level {
+        Level::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::OK,
+    };
+    Ok((code, format!("{health}\n")))
 }
 
 async fn add(State(mailbox): State<Mailbox>, asked: Asked) -> Answer<Response> {

@@ -184,6 +184,7 @@ lose_the_majority() {
   rm -r "$dir/node-${left[2]}"
   check 'no write is taken' takes_no_write "$survivor"
   soon 'its health says so' health_has "$survivor" 'unavailable'
+  check 'and so does the code of the answer' gets 503 "$survivor" /health
   check 'the tools refuse a directory that is used' \
     exits 1 'locked by another process' "$admin" recover "$dir/node-$survivor" --yes
   shut_down "$survivor"
