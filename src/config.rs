@@ -68,9 +68,9 @@ pub struct Config {
     /// refused as `Overloaded`. Default 64 MiB.
     #[serde(with = "size")]
     pub max_uncommitted_size: u64,
-    /// Proposals and reads that may be waiting or undecided on one node; above it they are refused
-    /// as `Overloaded`. For other requests (status, members, leadership) 1,024 more places are kept.
-    /// Default 65,536.
+    /// Requests that may be waiting or undecided on one node; above it proposals and reads are refused
+    /// as `Overloaded`. For others (status, changes of members and of leadership) 1,024 more places
+    /// are kept; `members` is a read. Default 65,536.
     pub max_pending_requests: u64,
     /// The largest command in bytes. Default 8 MiB. Must be alike on every node.
     #[serde(with = "size")]

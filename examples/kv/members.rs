@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! GET  /members                            one line per member; with ?stale what this node knows
-//! GET  /health                             in words; 503 when nothing can be written
+//! GET  /health                             in words; 503 when it is unavailable
 //! POST /members/add?id=4&addr=HOST:PORT    answers once it votes; &learner=1: never by itself
 //! POST /members/promote?id=4               a learner that has caught up votes
 //! POST /members/demote?id=4                a voter becomes a learner
@@ -169,7 +169,7 @@ fn word(value: impl Serialize) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-/// 503 when nothing can be written, so that a load balancer need not read.
+/// 503 when it is unavailable as far as this node knows, so that a load balancer need not read.
 async fn health(State(mailbox): State<Mailbox>) -> Answer<(StatusCode, String)> {
     let health = mailbox.status().await?.health();
     let code = match health.level {

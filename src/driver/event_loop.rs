@@ -26,7 +26,7 @@ use super::shared::Shared;
 use super::snapshotter::Snapshotter;
 use crate::error::Error;
 use crate::node::Node;
-use crate::node::effect::Effect;
+use crate::node::effect::{Committed, Effect};
 use crate::node::event::Event;
 use crate::transport::Transport;
 use crate::types::Membership;
@@ -40,7 +40,7 @@ const UNASKED: Duration = Duration::from_millis(2);
 /// Bytes of entries that it does not keep.
 const MUCH: usize = 64 << 10;
 
-/// Where effects go. Dropping it ends the log and the apply task: what was committed is applied,
+/// Where effects go. Dropping it ends the log and the apply task: what that was given is applied,
 /// and the log is left unsealed unless it was sealed before.
 #[derive(Debug)]
 pub(crate) struct Ports {
@@ -107,7 +107,7 @@ pub(crate) struct EventLoop {
     for_store: Vec<Job>,
     /// When it will be at the latest.
     store_due: Option<Instant>,
-    /// They were kept for the turn after a write of this thread, and for no other.
+    /// This thread has written the log in the last turn: they were not offered to the Store.
     kept: bool,
     /// Something was handed to tasks of this runtime, which wait for this one.
     sent: bool,
@@ -183,7 +183,7 @@ impl EventLoop {
         if sent && (self.ports.log.is_asleep() || !self.for_store.is_empty()) {
             tokio::task::yield_now().await;
         }
-        if self.node.is_leader() || self.kept {
+        if self.node.is_leader() || self.kept || self.is_store_due() {
             self.offer_to_store();
         }
         self.kept = self.ports.log.write_here(!sent && !self.node.leads_others())?;
@@ -194,21 +194,26 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Wakes the Store at once where somebody waits for it, and on a follower otherwise a moment
-    /// later, for whatever has come until then.
+    /// Wakes the Store where somebody waits for it, and on a follower otherwise a moment later, for
+    /// whatever has come until then.
     fn offer_to_store(&mut self) {
-        let bytes = |job: &Job| match job {
-            Job::Apply(entries) => entries.iter().map(|e| e.data.len()).sum(),
+        let weighs = |job: &Job| match job {
+            Job::Apply(entries) => entries.iter().map(weight).sum(),
             Job::Query(_) | Job::Capture { .. } | Job::Install { .. } => MUCH,
         };
-        let much = || self.for_store.iter().map(bytes).sum::<usize>() >= MUCH;
-        if self.for_store.is_empty() || self.node.is_leader() || much() {
-            return self.wake_store();
-        }
-        let now = Instant::now();
-        if now >= *self.store_due.get_or_insert(now + UNASKED) {
+        let much = || self.for_store.iter().map(weighs).sum::<usize>() >= MUCH;
+        if self.node.is_leader() || much() || self.is_store_due() {
             self.wake_store();
         }
+    }
+
+    /// Whether jobs have been kept from the Store for long enough.
+    fn is_store_due(&mut self) -> bool {
+        if self.for_store.is_empty() {
+            return false;
+        }
+        let now = Instant::now();
+        now >= *self.store_due.get_or_insert(now + UNASKED)
     }
 
     fn wake_store(&mut self) {
@@ -308,6 +313,11 @@ impl EventLoop {
     }
 }
 
+/// Bytes of an entry, or as many as are not kept, when somebody waits for it.
+fn weight(entry: &Committed) -> usize {
+    if entry.replies.is_empty() { entry.data.len() } else { MUCH }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -325,5 +335,13 @@ mod tests {
         assert!(ticks.is_due(late));
         assert!(!ticks.is_due(late + ms(1)), "missed ticks are not made up for");
         assert!(ticks.is_due(late + ms(25)));
+    }
+
+    #[test]
+    fn an_entry_that_somebody_waits_for_is_not_kept_from_the_store() {
+        let entry = |replies| Committed { index: 1, data: "ab".into(), replies };
+        assert_eq!(weight(&entry(Vec::new())), 2);
+        let (reply, _waiter) = crate::reply::reply(None);
+        assert_eq!(weight(&entry(vec![reply])), MUCH);
     }
 }

@@ -197,16 +197,16 @@ async fn load_keeps_nobody_from_asking_for_the_status_or_a_change() {
     let shared = Arc::new(Shared::new(config, logger, |_| Ok(())));
     shared.status.send_modify(|s| s.role = crate::status::Role::Leader);
     let mailbox = Mailbox::new(shared);
-    let waiting = mailbox.submit("a command".into()).unwrap();
-    let refused = mailbox.propose("another").await.unwrap_err();
+    let waiting = mailbox.submit("a command".into()).expect("it is the first");
+    let refused = mailbox.propose("another").await.expect_err("nobody answers");
     assert!(matches!(refused, Error::Overloaded { .. }), "{refused}");
-    let refused = mailbox.query(Vec::new()).await.unwrap_err();
+    let refused = mailbox.query(Vec::new()).await.expect_err("nobody answers");
     assert!(matches!(refused, Error::Overloaded { .. }), "{refused}");
     // What is admitted waits for a node that is not there.
     for error in [
-        mailbox.status().await.unwrap_err(),
-        mailbox.transfer_leadership(None).await.unwrap_err(),
-        mailbox.remove(4).await.unwrap_err(),
+        mailbox.status().await.expect_err("nobody answers"),
+        mailbox.transfer_leadership(None).await.expect_err("nobody answers"),
+        mailbox.remove(4).await.expect_err("nobody answers"),
     ] {
         assert!(!matches!(error, Error::Overloaded { .. }), "{error}");
     }
