@@ -120,19 +120,15 @@ pub fn append(path: &Path, line: &Line) -> Result<()> {
     Ok(())
 }
 
-/// The lines of the newest run.
+/// The lines of the newest run; what is before them may be of an older release.
 ///
 /// # Errors
-/// When the file cannot be read, or holds something else.
+/// When the file cannot be read, or the run holds something else.
 pub fn newest(path: &Path) -> Result<Vec<Line>> {
     let file = std::fs::File::open(path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let mut lines = Vec::new();
-    for line in BufReader::new(file).lines() {
-        let line: Line = serde_json::from_str(&line?)?;
-        if matches!(line, Line::Machine(_)) {
-            lines.clear();
-        }
-        lines.push(line);
-    }
-    Ok(lines)
+    let lines = BufReader::new(file).lines().collect::<std::io::Result<Vec<String>>>()?;
+    let begins = |line: &String| matches!(serde_json::from_str(line), Ok(Line::Machine(_)));
+    let begin = lines.iter().rposition(begins).unwrap_or(0);
+    let newest = lines.into_iter().skip(begin);
+    newest.map(|line| Ok(serde_json::from_str(&line)?)).collect()
 }
