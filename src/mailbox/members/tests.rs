@@ -198,9 +198,9 @@ async fn load_keeps_nobody_from_asking_for_the_status_or_a_change() {
     shared.status.send_modify(|s| s.role = crate::status::Role::Leader);
     let mailbox = Mailbox::new(shared);
     let waiting = mailbox.submit("a command".into()).expect("it is the first");
-    let refused = mailbox.propose("another").await.expect_err("nobody answers");
+    let refused = mailbox.propose("another").await.expect_err("there is no place");
     assert!(matches!(refused, Error::Overloaded { .. }), "{refused}");
-    let refused = mailbox.query(Vec::new()).await.expect_err("nobody answers");
+    let refused = mailbox.query(Vec::new()).await.expect_err("there is no place");
     assert!(matches!(refused, Error::Overloaded { .. }), "{refused}");
     // What is admitted waits for a node that is not there.
     for error in [
