@@ -125,7 +125,14 @@ impl Recovery<'_> {
                         .to_owned(),
                 ));
             }
-            Start::Header(header) => Some((header, header.encode().1)),
+            Start::Header(header) => {
+                let Link { generation: before, .. } = header.previous;
+                if header.oldest > header.generation || before >= header.generation {
+                    let reason = "it says that it needs segments that are no older than itself";
+                    return Err(corrupt(path, 48, reason));
+                }
+                Some((header, header.encode().1))
+            }
             Start::Version(version) => return Err(foreign(identity::wrong_version(version))),
             Start::Nothing => None,
         };
@@ -190,11 +197,15 @@ impl Recovery<'_> {
         newest: &Scan,
         generations: &mut BTreeMap<u64, Listed>,
     ) -> Result<Vec<(Listed, Link)>, StorageError> {
-        let compactions = newest.frames.iter().filter_map(|f| match &f.record {
-            Record::Compact(c) => Some(c.oldest),
-            Record::State(_) | Record::Batch(_) | Record::Seal { .. } => None,
-        });
-        let oldest = compactions.fold(newest.header.oldest, u64::max);
+        let mut oldest = newest.header.oldest;
+        for frame in &newest.frames {
+            let Record::Compact(c) = &frame.record else { continue };
+            if c.oldest > newest.header.generation {
+                let reason = "it says that not even its own segment is needed";
+                return Err(corrupt(&newest.path, frame.offset as u64, reason));
+            }
+            oldest = oldest.max(c.oldest);
+        }
         let mut chain = Vec::new();
         let (mut link, mut above) = (newest.header.previous, newest.path.clone());
         while link.generation != 0 && link.generation >= oldest {

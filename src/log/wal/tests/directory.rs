@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::log::wal::examine;
 use crate::log::wal::frame::MAX_NUMBER;
-use crate::log::wal::segment::{Link, SegmentHeader};
+use crate::log::wal::segment::{Link, SEGMENT_HEADER, SegmentHeader, Start};
 use crate::testing::vfs::Fault;
 use crate::vfs::{OpenMode, RealVfs, VfsFile, VfsLock};
 
@@ -203,6 +203,28 @@ fn numbers_that_leave_no_room_to_count_on_are_refused() {
     drop(wal);
     let (_, again, _) = load(&vfs).unwrap();
     assert_eq!((found.entries.len(), again.entries.len()), (9, 12));
+}
+
+/// A header with a right checksum that contradicts itself: what it needs would be gone once the next
+/// segment repeats it.
+#[test]
+fn a_segment_that_needs_what_is_no_older_is_refused() {
+    let changed = |change: fn(&mut SegmentHeader)| {
+        let vfs = with_log();
+        let path = first_segment(&vfs);
+        let mut bytes = vfs.contents(&path).unwrap();
+        let Start::Header(mut header) = SegmentHeader::parse(&bytes) else { panic!("a header") };
+        change(&mut header);
+        bytes[..SEGMENT_HEADER].copy_from_slice(&header.encode().0);
+        vfs.set_contents(&path, bytes);
+        refusal(&vfs)
+    };
+    for error in [
+        changed(|header| header.oldest = header.generation + 1),
+        changed(|header| header.previous.generation = header.generation),
+    ] {
+        assert!(error.contains("offset 48") && error.contains("no older than itself"), "{error}");
+    }
 }
 
 /// Somebody else's files, which may be read and not locked.
