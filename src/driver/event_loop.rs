@@ -24,6 +24,7 @@ use super::leave;
 use super::log_writer::{Close, LogQueue};
 use super::shared::Shared;
 use super::snapshotter::Snapshotter;
+use super::ticks::Ticks;
 use crate::error::Error;
 use crate::node::Node;
 use crate::node::effect::{Committed, Effect};
@@ -67,29 +68,6 @@ impl Drop for Ports {
     fn drop(&mut self) {
         self.log.close(Close::Abandon);
         self.apply.finish();
-    }
-}
-
-/// When the next tick is due.
-#[derive(Debug)]
-struct Ticks {
-    period: Duration,
-    next: Instant,
-}
-
-impl Ticks {
-    fn new(period: Duration, now: Instant) -> Self {
-        Self { period, next: now + period }
-    }
-
-    /// Whether a tick is due; asked once per turn. However long the pause was, it is one: ticks
-    /// that were missed are not made up for, or every node would campaign after a pause (H15).
-    fn is_due(&mut self, now: Instant) -> bool {
-        if now < self.next {
-            return false;
-        }
-        self.next = (self.next + self.period).max(now + self.period / 2);
-        true
     }
 }
 
@@ -150,7 +128,8 @@ impl EventLoop {
         self.dispatch()?;
         self.follow_up().await?;
         loop {
-            let until = self.store_due.map_or(self.ticks.next, |due| due.min(self.ticks.next));
+            let tick = self.ticks.timer(self.node.is_leader());
+            let until = self.store_due.map_or(tick, |due| due.min(tick));
             self.shared.inbox.turn(until, !self.backlog.is_empty()).await;
             self.shared.inbox.take(&mut self.taken);
             match self.taken.stop {
@@ -158,11 +137,12 @@ impl EventLoop {
                 Some(Stop::Drain) => self.drain(),
                 None => {}
             }
+            let heard = !self.taken.messages.is_empty();
             self.feed();
             self.dispatch()?;
             // NB: before a write that takes long, or the tick would come before what the peers sent
             // meanwhile (H15).
-            let tick = self.ticks.is_due(Instant::now());
+            let tick = self.ticks.is_due(Instant::now(), self.node.is_leader(), heard);
             self.follow_up().await?;
             if tick {
                 self.node.handle(Event::Tick);
@@ -321,21 +301,6 @@ fn weight(entry: &Committed) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ticks_keep_their_pace_and_a_pause_is_one_tick() {
-        let start = Instant::now();
-        let ms = Duration::from_millis;
-        let mut ticks = Ticks::new(ms(50), start);
-        assert!(!ticks.is_due(start + ms(49)));
-        assert!(ticks.is_due(start + ms(52)));
-        assert!(!ticks.is_due(start + ms(99)));
-        assert!(ticks.is_due(start + ms(100)), "a late tick does not shift the next");
-        let late = start + Duration::from_secs(60);
-        assert!(ticks.is_due(late));
-        assert!(!ticks.is_due(late + ms(1)), "missed ticks are not made up for");
-        assert!(ticks.is_due(late + ms(25)));
-    }
 
     #[test]
     fn an_entry_that_somebody_waits_for_is_not_kept_from_the_store() {

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tonic::transport::{Channel, Endpoint};
 
 use super::GrpcOptions;
@@ -16,8 +16,8 @@ use crate::pb::raft_client::RaftClient;
 
 /// Channels for requests that are kept at most; the least recently used goes first.
 const MAX_CHANNELS: usize = 64;
-/// A channel that was idle for longer is not used again: below the server's idle timeout, so that
-/// a request does not run into a connection that is just being closed.
+/// A channel that was idle for so long is closed: below the server's idle timeout, so that a
+/// request does not run into a connection that is just being closed.
 const MAX_IDLE: Duration = Duration::from_secs(20);
 
 /// Connects to `addr`. Nothing has been sent when this fails.
@@ -151,7 +151,7 @@ impl Channels {
     fn attempt(&self, addr: &str, options: &Arc<GrpcOptions>) -> (Attempt, u64, bool) {
         let mut kept = self.lock();
         if let Some(one) = kept.by_addr.get_mut(addr)
-            && one.used.elapsed() <= MAX_IDLE
+            && one.used.elapsed() < MAX_IDLE
         {
             one.used = Instant::now();
             return (one.attempt.clone(), one.number, false);
@@ -187,18 +187,38 @@ fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
     kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Begins to connect, on a task of its own: who asked may give up while others wait.
+/// Begins to connect, on a task of its own: who asked may give up while others wait. The task
+/// then sees to it that the channel is closed when nobody uses it any more.
 fn begin(addr: &str, options: &Arc<GrpcOptions>, kept: Arc<Mutex<Kept>>, number: u64) -> Attempt {
     let (addr, options) = (addr.to_owned(), options.clone());
     let connecting = tokio::spawn(async move {
         let made = connect(&addr, &options).await;
         if made.is_err() {
             lock(&kept).forget(&addr, number);
+        } else {
+            tokio::spawn(close_unused(addr, Arc::downgrade(&kept), number));
         }
         made
     });
     // An error means that the runtime ends.
     connecting.map(|done| done.unwrap_or_else(|e| Err(e.to_string()))).boxed().shared()
+}
+
+/// Forgets a channel once it was not used for [`MAX_IDLE`], which closes it when the requests on it
+/// are done; ends when somebody else has.
+async fn close_unused(addr: String, kept: Weak<Mutex<Kept>>, number: u64) {
+    loop {
+        let Some(kept) = kept.upgrade() else { return };
+        let until = match lock(&kept).by_addr.get(&addr) {
+            Some(one) if one.number == number => one.used + MAX_IDLE,
+            _ => return,
+        };
+        if until <= Instant::now() {
+            return lock(&kept).forget(&addr, number);
+        }
+        drop(kept);
+        sleep_until(until).await;
+    }
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -267,6 +287,31 @@ mod tests {
         // The other requests on the old one fail after it was replaced.
         channels.forget(&addr, old);
         assert_eq!(channels.get(&addr, &options).await.unwrap().1, new);
+    }
+
+    /// On the wire: the other end sees it go, and the one that was used meanwhile stays.
+    #[tokio::test]
+    async fn a_channel_that_nobody_uses_is_closed() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let options = GrpcOptions { keepalive_interval: MAX_IDLE * 9, ..GrpcOptions::default() };
+        let (channels, options) = (Channels::default(), Arc::new(options));
+        let (channel, old) = channels.get(&addr, &options).await.unwrap();
+        drop(channel);
+        let (mut far, _) = listener.accept().await.unwrap();
+        tokio::time::pause();
+        tokio::time::advance(MAX_IDLE / 2).await;
+        assert_eq!(channels.get(&addr, &options).await.unwrap().1, old, "used again");
+        tokio::time::advance(MAX_IDLE * 3 / 4).await;
+        tokio::task::yield_now().await;
+        assert!(channels.lock().by_addr.contains_key(&addr), "not idle for long enough");
+        tokio::time::advance(MAX_IDLE / 4).await;
+        tokio::time::resume();
+        let mut sent = Vec::new();
+        let end = tokio::io::AsyncReadExt::read_to_end(&mut far, &mut sent);
+        timeout(Duration::from_secs(30), end).await.unwrap().unwrap();
+        assert!(channels.lock().by_addr.is_empty());
+        assert_ne!(channels.get(&addr, &options).await.unwrap().1, old);
     }
 
     #[tokio::test]

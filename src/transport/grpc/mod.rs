@@ -58,6 +58,9 @@ const MAX_HEADERS: u32 = 16 << 10;
 const MAX_OUTBOX: u64 = 256 << 20;
 /// Room in a batch for what is not messages.
 const BATCH_SLACK: usize = 4 << 10;
+/// How much longer the end that accepted a connection waits before it asks for a sign of life:
+/// nothing but a place among the connections depends on it.
+const ACCEPTED_KEEPALIVE: u32 = 4;
 /// How long `close` waits for connections to end by themselves.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -91,8 +94,8 @@ pub struct GrpcOptions {
     pub stall_timeout: Duration,
     /// How long the receiver of a snapshot may take after the last byte. Default 60 s.
     pub finish_timeout: Duration,
-    /// A connection on which nothing was received for this long is asked for a sign of life.
-    /// Default 2 s.
+    /// A connection on which nothing was received for this long is asked for a sign of life by
+    /// the end that made it, and by the other after four times as long. Default 2 s.
     pub keepalive_interval: Duration,
     /// Without that sign for this long it is closed. Default 4 s.
     pub keepalive_timeout: Duration,
@@ -245,7 +248,7 @@ impl GrpcTransport {
             .max_frame_size(MAX_FRAME)
             .max_concurrent_streams(o.max_streams)
             .http2_max_header_list_size(MAX_HEADERS)
-            .http2_keepalive_interval(Some(o.keepalive_interval))
+            .http2_keepalive_interval(Some(o.keepalive_interval.saturating_mul(ACCEPTED_KEEPALIVE)))
             .http2_keepalive_timeout(Some(o.keepalive_timeout))
             .serve_with_incoming_shutdown(
                 self.service(),
