@@ -51,6 +51,8 @@ struct Limits {
     election_tick: u64,
     min_members: usize,
     max_size_per_msg: u64,
+    /// Bytes of entries from which on a batch for the disk grows no more.
+    max_batch: u64,
     max_apply_lag: u64,
     remove_dead_after: Option<u64>,
     snapshot_entries: u64,
@@ -73,6 +75,7 @@ impl Limits {
             election_tick: c.election_tick as u64,
             min_members: c.min_members,
             max_size_per_msg: c.max_size_per_msg,
+            max_batch: c.max_size_per_msg.saturating_mul(4),
             max_apply_lag: c.max_apply_lag,
             remove_dead_after: c.remove_dead_after.map(|after| c.ticks(after)),
             snapshot_entries: c.snapshot_entries,
@@ -155,7 +158,10 @@ impl Node {
         }
         match event {
             Event::Tick => self.on_tick(),
-            Event::Message { from, message } => self.on_message(from, message),
+            Event::Message { from, message } => {
+                self.on_message(from, message);
+                self.drain_much();
+            }
             Event::Unreachable { peer } => self.raw.report_unreachable(peer),
             Event::Persisted { number } => self.on_persisted(number),
             Event::Applied { index } => self.store_applied = self.store_applied.max(index),
@@ -211,6 +217,15 @@ impl Node {
         }
     }
 
+    /// The same before it becomes too much for one write: a backlog reaches disk and network in
+    /// pieces, so that they work at once, and that the disk shows that it works (R12).
+    fn drain_much(&mut self) {
+        if self.raw.raft.raft_log.unstable.entries_size as u64 >= self.limits.max_batch {
+            self.settle();
+            self.drain();
+        }
+    }
+
     fn on_tick(&mut self) {
         self.tick += 1;
         if self.may_tick() {
@@ -253,7 +268,8 @@ impl Node {
         self.is_leader() || !hold || zoo::has(Bug::TickAlways)
     }
 
-    /// Whether the oldest write has been waiting for longer than a heartbeat interval (R12).
+    /// Whether the disk has finished nothing for longer than a heartbeat interval although it had
+    /// something to write (R12).
     fn stalled(&self) -> bool {
         self.pipeline.stalled_for(self.tick) > self.limits.heartbeat_tick
     }
@@ -293,7 +309,7 @@ impl Node {
             }
             return;
         }
-        while self.proposals.has_queued() {
+        while self.proposals.has_queued() && !self.failed {
             let packed = self.proposals.pack(self.limits.max_size_per_msg as usize);
             if packed.is_empty() {
                 continue;
@@ -312,6 +328,7 @@ impl Node {
             for (index, replies) in (first..).zip(replies) {
                 self.proposals.register(term, index, replies);
             }
+            self.drain_much();
         }
     }
 

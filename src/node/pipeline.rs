@@ -52,6 +52,8 @@ pub(super) struct Pipeline {
     pending: VecDeque<Pending>,
     last_number: u64,
     durable: u64,
+    /// The tick at which a write became durable last.
+    progress: u64,
 }
 
 impl Pipeline {
@@ -86,10 +88,11 @@ impl Pipeline {
         self.pending.iter().filter_map(|p| p.first).min()
     }
 
-    /// Ticks that the oldest unsynced batch has been waiting for (R12).
+    /// Ticks for which the oldest unsynced batch has been waiting while none became durable (R12):
+    /// a disk that works through a backlog is slow, and does not hang.
     pub(super) fn stalled_for(&self, now: u64) -> u64 {
         let oldest = self.pending.iter().find(|p| p.writes);
-        oldest.map_or(0, |p| now.saturating_sub(p.tick))
+        oldest.map_or(0, |p| now.saturating_sub(p.tick.max(self.progress)))
     }
 
     /// Queues a Ready. Gives back what may leave at once: everything when it writes nothing and
@@ -111,13 +114,15 @@ impl Pipeline {
         Released { messages: now, ..Released::default() }
     }
 
-    /// Every batch up to `number` is durable, and with it what wrote nothing right behind.
-    pub(super) fn persisted(&mut self, number: u64) -> Released {
+    /// Every batch up to `number` is durable at the tick `now`, and with it what wrote nothing right
+    /// behind.
+    pub(super) fn persisted(&mut self, number: u64, now: u64) -> Released {
         let mut out = Released::default();
         let done = |p: &Pending| p.number <= number || !p.writes;
         while self.pending.front().is_some_and(done) {
             let Some(p) = self.pending.pop_front() else { break };
             self.durable = self.durable.max(p.number);
+            self.progress = now;
             out.ready = out.ready.max(p.ready);
             out.messages.extend(p.messages);
             out.install = p.install.or(out.install);
@@ -172,7 +177,7 @@ mod tests {
         assert!(p.push(first).messages.is_empty());
         let second = pending(&mut p, false, false, &[MessageType::MsgAppendResponse]);
         assert!(p.push(second).messages.is_empty(), "acknowledges entries of the first");
-        let out = p.persisted(1);
+        let out = p.persisted(1, 0);
         assert_eq!((out.ready, out.messages.len()), (2, 1));
         let third = pending(&mut p, false, false, &[MessageType::MsgAppendResponse]);
         assert_eq!(p.push(third).messages.len(), 1);
@@ -190,17 +195,25 @@ mod tests {
         assert!(p.push(vote).messages.is_empty());
         let beat = pending(&mut p, false, false, &[MessageType::MsgHeartbeatResponse]);
         assert!(p.push(beat).messages.is_empty());
-        assert_eq!(p.persisted(3).messages.len(), 2);
+        assert_eq!(p.persisted(3, 0).messages.len(), 2);
     }
 
     #[test]
-    fn r12_the_oldest_write_counts() {
+    fn r12_the_oldest_write_counts_from_when_the_disk_did_something_last() {
         let mut p = Pipeline::default();
         assert_eq!(p.stalled_for(9), 0);
-        let write = pending(&mut p, true, false, &[]);
-        p.push(write);
+        for _ in 0..2 {
+            let write = pending(&mut p, true, false, &[]);
+            p.push(write);
+        }
         assert_eq!(p.stalled_for(9), 9);
-        p.persisted(1);
-        assert_eq!(p.stalled_for(9), 0);
+        p.persisted(1, 9);
+        assert_eq!((p.stalled_for(9), p.stalled_for(12)), (0, 3), "the second is still waiting");
+        p.persisted(2, 12);
+        assert_eq!(p.stalled_for(20), 0);
+        let mut write = pending(&mut p, true, false, &[]);
+        write.tick = 20;
+        p.push(write);
+        assert_eq!(p.stalled_for(23), 3, "nothing was to be done before");
     }
 }

@@ -21,6 +21,8 @@ use crate::zoo::{self, Bug};
 
 /// Commands are packed into one entry up to this many bytes.
 const PACK_BYTES: usize = 64 << 10;
+/// Bytes of an entry beyond its commands, at most.
+const OVERHEAD: usize = 64;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -57,14 +59,18 @@ impl Proposals {
         self.queue.retain(|p| !p.reply.is_closed());
     }
 
-    /// Packs queued proposals into entries, up to about `max_bytes`. Those whose callers gave up
-    /// are left out, for good.
+    /// Packs queued proposals into entries: one, or as many as a message of `max_bytes` takes. Those
+    /// whose callers gave up are left out, for good.
     pub(super) fn pack(&mut self, max_bytes: usize) -> Vec<Packed> {
         let mut out = Vec::new();
         let mut total = 0;
-        while total < max_bytes && !self.queue.is_empty() {
+        while let Some(next) = self.queue.front() {
+            let size = PACK_BYTES.max(next.data.len()) + OVERHEAD;
+            if total > 0 && total + size > max_bytes {
+                break;
+            }
             let packed = self.pack_one();
-            total += packed.data.len();
+            total += packed.data.len() + OVERHEAD;
             if !packed.replies.is_empty() {
                 out.push(packed);
             }
@@ -190,6 +196,17 @@ mod tests {
             })
             .collect();
         assert_eq!(sizes, [vec![10, 0], vec![PACK_BYTES], vec![5]]);
+    }
+
+    /// The engine sends one message for what is proposed at once: the rest would wait for its answer.
+    #[test]
+    fn what_is_proposed_at_once_fits_into_one_message() {
+        let mut p = Proposals::default();
+        let _waiters: Vec<_> = (0..9).map(|_| propose(&mut p, &[0; 90_000])).collect();
+        let mut packs = || p.pack(200_000).len();
+        assert_eq!([packs(), packs(), packs(), packs(), packs(), packs()], [2, 2, 2, 2, 1, 0]);
+        let _waiter = propose(&mut p, &[0; 300_000]);
+        assert_eq!(p.pack(200_000).len(), 1, "alone, however large");
     }
 
     #[test]

@@ -143,7 +143,7 @@ impl Node {
     /// Everything up to this batch is durable.
     pub(super) fn on_persisted(&mut self, number: u64) {
         let told = self.leads_openly();
-        let released = self.pipeline.persisted(number);
+        let released = self.pipeline.persisted(number, self.tick);
         self.release(released);
         self.status_changed |= told != self.leads_openly();
     }

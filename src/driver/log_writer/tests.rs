@@ -101,6 +101,23 @@ fn what_is_queued_is_one_write_and_a_compaction_keeps_its_place() {
     assert!(matches!(told[..], [Event::Persisted { number: 3 }, Event::Persisted { number: 4 }]));
 }
 
+#[test]
+fn what_is_much_is_written_and_told_in_groups() {
+    let world = World::new();
+    let queue = &world.queue;
+    for number in 1..=5 {
+        let mut batch = entry(number);
+        batch.entries[0].data = vec![0; GROUP / 2].into();
+        queue.append(number, batch);
+    }
+    queue.append(6, LogBatch::default());
+    queue.close(Close::Seal);
+    let (calls, told) = world.run_to_the_end();
+    assert_eq!(calls, ["append 2", "append 2", "append 1", "close"]);
+    let last = |event: &Event| matches!(event, Event::Persisted { number: 6 });
+    assert!(told.len() == 3 && told.last().is_some_and(last), "{told:?}");
+}
+
 fn told(world: &World) -> Vec<u64> {
     let mut classes = Classes::default();
     world.shared.inbox.take(&mut classes);

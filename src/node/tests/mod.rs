@@ -78,6 +78,7 @@ scripts! {
     r10_compaction
     r10_superseded_snapshot
     r11_snapshot_install
+    r12_slow_disk
     r12_stalled_disk
     r14_dropped
     r14_figure_8
@@ -246,6 +247,43 @@ fn h7_a_late_report_condemns_no_later_snapshot() {
     assert_eq!(captures(&mut c), before + 1);
     let reached = [1, 5].map(|id| c.node(id).emitted);
     assert_eq!(reached[0], reached[1]);
+}
+
+/// R12: what comes in one turn, from callers or from a leader, reaches disk and network in pieces.
+#[test]
+fn r12_a_backlog_is_written_in_pieces() {
+    let mut c = cluster::Cluster::new(1);
+    c.config.max_size_per_msg = 100_000;
+    c.found(3, false);
+    let _ = c.node(1).raw.campaign();
+    c.drive(1);
+    c.stabilize();
+    let big = "x".repeat(90_000);
+    (1..=2).for_each(|id| c.at(id).disk_held = true);
+    (0..20).for_each(|_| c.propose(1, &big));
+    c.drive(1);
+    let bytes = |c: &mut cluster::Cluster, id| -> Vec<usize> {
+        let batches = c.at(id).disk.queue.iter().filter_map(|write| match write {
+            disk::Write::Batch { batch, .. } => Some(&batch.entries),
+            disk::Write::Compact { .. } => None,
+        });
+        batches.map(|entries| entries.iter().map(|e| e.data.len()).sum()).collect()
+    };
+    let written = bytes(&mut c, 1);
+    assert_eq!((written.len(), written.iter().max()), (4, written.first()), "{written:?}");
+    let appends: Vec<_> = std::mem::take(&mut c.net).into_iter().filter(|p| p.to == 2).collect();
+    assert_eq!(appends.len(), 20, "each in a message of its own");
+    appends.into_iter().for_each(|p| c.deliver(p));
+    c.drive(2);
+    assert_eq!(bytes(&mut c, 2), written, "the same on a follower");
+    for id in [1, 2] {
+        c.at(id).disk_held = false;
+        c.drive(id);
+    }
+    c.stabilize();
+    c.tick_all(4);
+    let applied = [1, 2].map(|id| c.at(id).store.applied);
+    assert_eq!(applied, [c.node(1).last_index(); 2]);
 }
 
 fn append(from: u64, term: u64, (index, log_term): (u64, u64), entries: &[(u64, u64)]) -> Event {
