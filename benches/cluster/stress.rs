@@ -111,14 +111,24 @@ pub(crate) fn join_under_load() {
     let took = begin.elapsed().as_secs_f64();
     let o = outcome(cluster.nodes[leader].answer());
     println!("64 clients while a node joins 100 MB of state, in {took:.1} s: {}", latencies(&o));
-    let mut before = o.per_second[..7].to_vec();
-    before.sort_unstable();
-    let usual = before[3] as f64;
+    let median = |seconds: &[u64]| {
+        let mut sorted = seconds.to_vec();
+        sorted.sort_unstable();
+        sorted[sorted.len() / 2] as f64
+    };
+    let (usual, after) = (median(&o.per_second[..7]), median(&o.per_second[12..19]));
     let seconds: Vec<String> =
         o.per_second.iter().map(|n| format!("{:.2}", *n as f64 / usual)).collect();
     println!(
         "each second, as a part of the median before (it starts in the 9th): {}",
         seconds.join(" ")
+    );
+    // The cluster of four has the cores that the cluster of three had.
+    let lowest = *o.per_second[8..12].iter().min().unwrap() as f64;
+    println!(
+        "the lowest of the 9th to 12th: {:.2} of the median before, {:.2} of that afterwards",
+        lowest / usual,
+        lowest / after
     );
 }
 
