@@ -51,7 +51,8 @@ pub struct Config {
     pub min_members: usize,
     /// Whether entries are synced before they are acknowledged. Default: they are.
     pub durability: Durability,
-    /// The length of a tick. Default 100 ms. Shorter reacts faster and costs more when idle.
+    /// The length of a tick, an hour at most. Default 100 ms. Shorter reacts faster and costs more
+    /// when idle.
     #[serde(with = "duration")]
     pub heartbeat: Duration,
     /// Ticks without a leader before a follower campaigns (raft-rs `election_tick`); the actual
@@ -94,7 +95,7 @@ pub struct Config {
     /// Bytes of those at most. Default 16 MiB.
     #[serde(with = "size")]
     pub snapshot_trailing_bytes: u64,
-    /// How long a call of the `Mailbox` waits. Default 5 s.
+    /// How long a call of the `Mailbox` waits, 30 days at most. Default 5 s.
     #[serde(with = "duration")]
     pub request_timeout: Duration,
     /// An apply that takes longer than this is logged as a warning. Default 1 s.
@@ -170,6 +171,11 @@ impl Default for Config {
     }
 }
 
+/// Longer ones are a mistake, and points in time beyond all bounds the end of a thread.
+const LONGEST_TICK: Duration = Duration::from_secs(3600);
+/// The longest that anything waits for an answer.
+pub(crate) const LONGEST_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// Room for the fields around the payload of a message.
 const ENVELOPE: u64 = 64 << 10;
 
@@ -179,7 +185,11 @@ impl Config {
     /// # Errors
     /// [`Error::Config`] with the field and what would be right.
     pub fn validate(&self) -> Result<()> {
-        check(!self.heartbeat.is_zero(), "heartbeat", "must be longer than 0")?;
+        check(
+            !self.heartbeat.is_zero() && self.heartbeat <= LONGEST_TICK,
+            "heartbeat",
+            "must be longer than 0, and an hour at most",
+        )?;
         check(self.heartbeat_tick > 0, "heartbeat_tick", "must be at least 1")?;
         check(
             self.election_tick > self.heartbeat_tick,
@@ -218,7 +228,11 @@ impl Config {
         )?;
         check(self.snapshot_entries > 0, "snapshot_entries", "must be at least 1")?;
         check(self.snapshot_bytes > 0, "snapshot_bytes", "must be at least 1")?;
-        check(!self.request_timeout.is_zero(), "request_timeout", "must be longer than 0")?;
+        check(
+            !self.request_timeout.is_zero() && self.request_timeout <= LONGEST_TIMEOUT,
+            "request_timeout",
+            "must be longer than 0, and 30 days at most",
+        )?;
         check(self.max_connections > 0, "max_connections", "must be at least 1")?;
         check(
             (64 << 10..=1024 * MIB).contains(&self.log_segment_size),
@@ -255,7 +269,7 @@ impl Config {
 
     /// The shortest election timeout.
     pub fn election_timeout(&self) -> Duration {
-        self.heartbeat * u32::try_from(self.election_tick).unwrap_or(u32::MAX)
+        self.heartbeat.saturating_mul(u32::try_from(self.election_tick).unwrap_or(u32::MAX))
     }
 }
 
@@ -355,6 +369,8 @@ mod tests {
         let soon = Duration::from_secs(9);
         let bad = [
             ("heartbeat", Config { heartbeat: Duration::ZERO, ..Config::default() }),
+            ("heartbeat", Config { heartbeat: Duration::MAX, ..Config::default() }),
+            ("request_timeout", Config { request_timeout: Duration::MAX, ..Config::default() }),
             ("bootstrap_expect", Config { bootstrap_expect: Some(0), ..Config::default() }),
             (
                 "min_members",

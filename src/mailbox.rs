@@ -15,6 +15,7 @@ use bytes::Bytes;
 use futures::stream::{self, Stream};
 use tokio::sync::watch;
 
+use crate::config::LONGEST_TIMEOUT;
 use crate::driver::shared::{Phase, Shared};
 use crate::error::{Error, Result};
 use crate::node::event::{Applied, Event, Freshness, Proposal, Read};
@@ -68,10 +69,11 @@ impl Mailbox {
         Self { shared, timeout }
     }
 
-    /// The same handle with another deadline than `Config::request_timeout` for its calls.
+    /// The same handle with another deadline than `Config::request_timeout` for its calls: 30 days
+    /// at most, longer ones count as that.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
-        Self { shared: self.shared.clone(), timeout }
+        Self { shared: self.shared.clone(), timeout: timeout.min(LONGEST_TIMEOUT) }
     }
 
     /// Replicates a command and returns the Store's reply, once it was applied here, or on the

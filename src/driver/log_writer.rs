@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use super::inbox::Inbox;
 use super::shared::Shared;
 use crate::error::{Error, StorageError};
-use crate::log::{LogBatch, LogStorage};
+use crate::log::{LogBatch, LogStorage, MUCH_TO_WRITE};
 use crate::node::event::Event;
 use crate::store::panic_text;
 use crate::types::Position;
@@ -51,9 +51,6 @@ const SLOW_AT_MOST: Duration = Duration::from_secs(60);
 const INSTANT: Duration = Duration::from_micros(20);
 /// Bytes of entries that are not for the event loop: there is load, and it has more to do.
 const MUCH: usize = 64 << 10;
-/// Bytes of entries from which on a group of batches grows no more: what is behind it must not
-/// wait for a long write, and the disk shows that it works (R12).
-const GROUP: usize = 4 << 20;
 
 #[derive(Debug)]
 struct State {
@@ -264,7 +261,7 @@ impl Writer {
                     if !batch.is_empty() {
                         self.batches.push(batch);
                     }
-                    if bytes >= GROUP {
+                    if bytes as u64 >= MUCH_TO_WRITE {
                         wrote |= self.flush(last.take())?;
                         bytes = 0;
                     }

@@ -186,7 +186,7 @@ async fn watch(shared: &Arc<Shared>, addr: &str, log: &LogQueue) -> Result<()> {
 async fn tell_of_the_disk(shared: &Shared, log: &LogQueue) {
     let mut told = false;
     loop {
-        tokio::time::sleep(shared.config.election_timeout()).await;
+        tokio::time::sleep(shared.config.election_timeout() / 2).await;
         let hangs = log.holds_up(shared.config.heartbeat);
         if hangs != told {
             told = hangs;

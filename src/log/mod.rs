@@ -16,6 +16,10 @@ use bytes::Bytes;
 use crate::error::StorageError;
 use crate::types::{Entry, HardState, Identity, Position};
 
+/// Bytes of entries from which on a batch grows no more, and neither does what is written and synced
+/// as one: what is behind it must not wait for a long write, and the disk shows that it works.
+pub(crate) const MUCH_TO_WRITE: u64 = 4 << 20;
+
 /// The state of the newest snapshot that the log knows of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SnapshotRecord {

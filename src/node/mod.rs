@@ -34,8 +34,8 @@ use raft_rs::RawNode;
 
 use crate::config::Config;
 use crate::error::Error;
-use crate::log::LogBatch;
 use crate::log::cache::LogCache;
+use crate::log::{LogBatch, MUCH_TO_WRITE};
 use crate::status::{Role, Status};
 use crate::types::{HardState, Identity, Index, Membership, RaftId, SnapshotMeta};
 use crate::zoo::{self, Bug};
@@ -75,7 +75,7 @@ impl Limits {
             election_tick: c.election_tick as u64,
             min_members: c.min_members,
             max_size_per_msg: c.max_size_per_msg,
-            max_batch: c.max_size_per_msg.saturating_mul(4),
+            max_batch: c.max_size_per_msg.saturating_mul(4).min(MUCH_TO_WRITE),
             max_apply_lag: c.max_apply_lag,
             remove_dead_after: c.remove_dead_after.map(|after| c.ticks(after)),
             snapshot_entries: c.snapshot_entries,
@@ -269,9 +269,10 @@ impl Node {
     }
 
     /// Whether the disk has finished nothing for longer than a heartbeat interval although it had
-    /// something to write (R12).
+    /// something to write, or is so slow that another leader would do better (R12).
     fn stalled(&self) -> bool {
-        self.pipeline.stalled_for(self.tick) > self.limits.heartbeat_tick
+        let (waiting, hanging) = self.pipeline.stalled_for(self.tick);
+        hanging > self.limits.heartbeat_tick || waiting > 4 * self.limits.election_tick
     }
 
     /// Bytes of the log that the Store has not applied (R19).

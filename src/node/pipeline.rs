@@ -88,11 +88,12 @@ impl Pipeline {
         self.pending.iter().filter_map(|p| p.first).min()
     }
 
-    /// Ticks for which the oldest unsynced batch has been waiting while none became durable (R12):
-    /// a disk that works through a backlog is slow, and does not hang.
-    pub(super) fn stalled_for(&self, now: u64) -> u64 {
+    /// Ticks that the oldest unsynced batch has been waiting for, and those of them in which none
+    /// became durable (R12): a disk that works through a backlog is slow, and does not hang.
+    pub(super) fn stalled_for(&self, now: u64) -> (u64, u64) {
         let oldest = self.pending.iter().find(|p| p.writes);
-        oldest.map_or(0, |p| now.saturating_sub(p.tick.max(self.progress)))
+        let since = |tick: u64| now.saturating_sub(tick);
+        oldest.map_or((0, 0), |p| (since(p.tick), since(p.tick.max(self.progress))))
     }
 
     /// Queues a Ready. Gives back what may leave at once: everything when it writes nothing and
@@ -201,19 +202,20 @@ mod tests {
     #[test]
     fn r12_the_oldest_write_counts_from_when_the_disk_did_something_last() {
         let mut p = Pipeline::default();
-        assert_eq!(p.stalled_for(9), 0);
+        assert_eq!(p.stalled_for(9), (0, 0));
         for _ in 0..2 {
             let write = pending(&mut p, true, false, &[]);
             p.push(write);
         }
-        assert_eq!(p.stalled_for(9), 9);
+        assert_eq!(p.stalled_for(9), (9, 9));
         p.persisted(1, 9);
-        assert_eq!((p.stalled_for(9), p.stalled_for(12)), (0, 3), "the second is still waiting");
+        assert_eq!(p.stalled_for(9), (9, 0));
+        assert_eq!(p.stalled_for(12), (12, 3), "the second is still waiting");
         p.persisted(2, 12);
-        assert_eq!(p.stalled_for(20), 0);
+        assert_eq!(p.stalled_for(20), (0, 0));
         let mut write = pending(&mut p, true, false, &[]);
         write.tick = 20;
         p.push(write);
-        assert_eq!(p.stalled_for(23), 3, "nothing was to be done before");
+        assert_eq!(p.stalled_for(23), (3, 3), "nothing was to be done before");
     }
 }

@@ -107,7 +107,7 @@ fn what_is_much_is_written_and_told_in_groups() {
     let queue = &world.queue;
     for number in 1..=5 {
         let mut batch = entry(number);
-        batch.entries[0].data = vec![0; GROUP / 2].into();
+        batch.entries[0].data = vec![0; MUCH_TO_WRITE as usize / 2].into();
         queue.append(number, batch);
     }
     queue.append(6, LogBatch::default());

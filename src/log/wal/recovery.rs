@@ -126,10 +126,12 @@ impl Recovery<'_> {
                 ));
             }
             Start::Header(header) => {
-                let Link { generation: before, .. } = header.previous;
-                if header.oldest > header.generation || before >= header.generation {
-                    let reason = "it says that it needs segments that are no older than itself";
+                let reason = "it says that it needs segments that are no older than itself";
+                if header.oldest > header.generation {
                     return Err(corrupt(path, 48, reason));
+                }
+                if header.previous.generation >= header.generation {
+                    return Err(corrupt(path, 56, reason));
                 }
                 Some((header, header.encode().1))
             }

@@ -222,7 +222,11 @@ impl Writer {
 
     /// One write and one sync; in a new segment unless the current one has room for the frames
     /// and `reserve` bytes more.
-    fn write(&mut self, frames: &[Frame<'_>], reserve: usize) -> Result<(), StorageError> {
+    pub(super) fn write(
+        &mut self,
+        frames: &[Frame<'_>],
+        reserve: usize,
+    ) -> Result<(), StorageError> {
         let size: usize = frames.iter().map(Frame::size).sum();
         self.buf.clear();
         // Once: a buffer that grows step by step copies a large write again and again.

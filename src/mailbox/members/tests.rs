@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use futures::FutureExt;
+
 use super::*;
 use crate::config::Config;
 use crate::driver::inbox::Classes;
@@ -121,6 +123,18 @@ async fn what_was_lost_sight_of_stays_unknown_whatever_is_answered_later() {
             assert_eq!(error.outcome(), Outcome::Unknown, "{call:?}, case {i}: {error}");
         }
     }
+}
+
+#[tokio::test]
+async fn no_deadline_is_too_late() {
+    let logger = slog::Logger::root(slog::Discard, slog::o!());
+    let shared = Arc::new(Shared::new(Config::default(), logger, |_| Ok(())));
+    shared.update_view(|view| view.membership = Some(members()));
+    let mailbox = Mailbox::new(shared).with_timeout(Duration::MAX);
+    assert!(mailbox.propose_many(["a"]).now_or_never().is_none());
+    assert!(mailbox.query(Vec::new()).now_or_never().is_none());
+    assert!(mailbox.add_voter(4, "n4:1").now_or_never().is_none());
+    assert!(mailbox.leave().now_or_never().is_none());
 }
 
 #[tokio::test(start_paused = true)]

@@ -249,6 +249,33 @@ fn h7_a_late_report_condemns_no_later_snapshot() {
     assert_eq!(reached[0], reached[1]);
 }
 
+/// R12: a disk that finishes something again and again, and what was to be written four election
+/// timeouts ago still not, costs a leader its office: another one would do better.
+#[test]
+fn r12_a_disk_that_is_far_behind_is_no_leaders() {
+    let mut c = cluster::Cluster::new(1);
+    c.found(3, false);
+    let _ = c.node(1).raw.campaign();
+    c.drive(1);
+    c.stabilize();
+    c.at(1).disk_held = true;
+    for _ in 0..90 {
+        c.propose(1, "a");
+        c.drive(1);
+    }
+    let election = c.config.election_tick;
+    for tick in 1.. {
+        c.tick_all(1);
+        c.sync(1, 1);
+        c.drive(1);
+        if c.leader() != Some(1) {
+            assert!(tick > 4 * election, "replaced after {tick} ticks, although it works");
+            break;
+        }
+        assert!(tick < 7 * election, "it still leads, with {} to write", c.at(1).disk.queue.len());
+    }
+}
+
 /// R12: what comes in one turn, from callers or from a leader, reaches disk and network in pieces.
 #[test]
 fn r12_a_backlog_is_written_in_pieces() {

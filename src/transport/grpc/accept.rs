@@ -30,6 +30,7 @@ use tonic::transport::server::Connected;
 
 use super::GrpcOptions;
 use super::closing::Closing;
+use crate::config::LONGEST_TIMEOUT;
 use crate::error::Error;
 
 /// Connections that the kernel keeps waiting for `accept`.
@@ -188,7 +189,7 @@ impl Connection {
             activity: Activity::default(),
             seen: 0,
             timer: Box::pin(sleep(options.handshake_timeout)),
-            idle: options.idle_timeout,
+            idle: options.idle_timeout.min(LONGEST_TIMEOUT),
             closed: closing.closed().boxed(),
             leaving: false,
             _permit: permit,

@@ -12,6 +12,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::GrpcOptions;
 use super::status::chain;
+use crate::config::LONGEST_TIMEOUT;
 use crate::pb::raft_client::RaftClient;
 
 /// Channels for requests that are kept at most; the least recently used goes first.
@@ -35,7 +36,7 @@ pub(super) async fn connect(addr: &str, options: &GrpcOptions) -> Result<Channel
 /// The first of these addresses that takes a connection. Each gets its share of the time that is
 /// left: a host may have an address that answers nothing (IPv6, often) before one that works.
 async fn first_of(targets: &[SocketAddr], options: &GrpcOptions) -> Result<Channel, String> {
-    let until = Instant::now() + options.connect_timeout;
+    let until = Instant::now() + options.connect_timeout.min(LONGEST_TIMEOUT);
     let mut failure = "it resolves to no address".to_owned();
     for (target, left) in targets.iter().zip((1..=targets.len()).rev()) {
         let time = until.saturating_duration_since(Instant::now());

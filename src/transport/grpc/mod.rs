@@ -59,7 +59,7 @@ const MAX_OUTBOX: u64 = 256 << 20;
 /// Room in a batch for what is not messages.
 const BATCH_SLACK: usize = 4 << 10;
 /// How much longer the end that accepted a connection waits before it asks for a sign of life:
-/// nothing but a place among the connections depends on it.
+/// nothing but a place among the connections depends on it. Snapshots have a timer of their own.
 const ACCEPTED_KEEPALIVE: u32 = 4;
 /// How long `close` waits for connections to end by themselves.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::log::wal::examine;
 use crate::log::wal::frame::MAX_NUMBER;
+use crate::log::wal::record::{Compaction, Frame};
 use crate::log::wal::segment::{Link, SEGMENT_HEADER, SegmentHeader, Start};
 use crate::testing::vfs::Fault;
 use crate::vfs::{OpenMode, RealVfs, VfsFile, VfsLock};
@@ -219,12 +220,39 @@ fn a_segment_that_needs_what_is_no_older_is_refused() {
         vfs.set_contents(&path, bytes);
         refusal(&vfs)
     };
-    for error in [
-        changed(|header| header.oldest = header.generation + 1),
-        changed(|header| header.previous.generation = header.generation),
+    for (error, offset) in [
+        (changed(|header| header.oldest = header.generation + 1), "offset 48"),
+        (changed(|header| header.previous.generation = header.generation), "offset 56"),
     ] {
-        assert!(error.contains("offset 48") && error.contains("no older than itself"), "{error}");
+        assert!(error.contains(offset) && error.contains("no older than itself"), "{error}");
     }
+}
+
+#[test]
+fn a_compaction_that_drops_its_own_segment_is_refused() {
+    for (ahead, refused) in [(0, false), (1, true)] {
+        let vfs = with_log();
+        let (mut wal, ..) = load(&vfs).unwrap();
+        let compaction =
+            Compaction { through: Position::default(), oldest: newest_generation(&vfs) + ahead };
+        wal.writer().unwrap().write(&[Frame::Compact(compaction)], 0).unwrap();
+        drop(wal);
+        // Entries that nobody has compacted are missing in any case.
+        let error = refusal(&vfs);
+        assert_eq!(error.contains("not even its own segment is needed"), refused, "{error}");
+    }
+}
+
+/// That of the segment with the highest one.
+fn newest_generation(vfs: &FaultyVfs) -> u64 {
+    let files = vfs.list(dir()).unwrap();
+    let generations = files.iter().filter_map(|name| {
+        match SegmentHeader::parse(&vfs.contents(&dir().join(name))?) {
+            Start::Header(header) => Some(header.generation),
+            Start::Nothing | Start::Version(_) => None,
+        }
+    });
+    generations.max().unwrap()
 }
 
 /// Somebody else's files, which may be read and not locked.
