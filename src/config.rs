@@ -51,8 +51,8 @@ pub struct Config {
     pub min_members: usize,
     /// Whether entries are synced before they are acknowledged. Default: they are.
     pub durability: Durability,
-    /// The length of a tick, an hour at most. Default 100 ms. Shorter reacts faster and costs more
-    /// when idle.
+    /// The length of a tick, between a millisecond and an hour. Default 100 ms. Shorter reacts
+    /// faster and costs more when idle.
     #[serde(with = "duration")]
     pub heartbeat: Duration,
     /// Ticks without a leader before a follower campaigns (raft-rs `election_tick`); the actual
@@ -171,6 +171,8 @@ impl Default for Config {
     }
 }
 
+/// No timer is finer.
+const SHORTEST_TICK: Duration = Duration::from_millis(1);
 /// Longer ones are a mistake, and points in time beyond all bounds the end of a thread.
 const LONGEST_TICK: Duration = Duration::from_secs(3600);
 /// The longest that anything waits for an answer.
@@ -186,9 +188,9 @@ impl Config {
     /// [`Error::Config`] with the field and what would be right.
     pub fn validate(&self) -> Result<()> {
         check(
-            !self.heartbeat.is_zero() && self.heartbeat <= LONGEST_TICK,
+            (SHORTEST_TICK..=LONGEST_TICK).contains(&self.heartbeat),
             "heartbeat",
-            "must be longer than 0, and an hour at most",
+            "must be between a millisecond and an hour",
         )?;
         check(self.heartbeat_tick > 0, "heartbeat_tick", "must be at least 1")?;
         check(

@@ -5,7 +5,8 @@
 //! a heartbeat. Invariants:
 //! - it awaits the inbox alone, which ends at the tick at the latest (R13), and yields once
 //!   between what it hands to the network and its wake-ups of the log and the Store;
-//! - per turn: completions, messages, requests, and last at most one tick, if due (H15);
+//! - per turn: completions, messages, requests, and last at most one tick, if due (H15); but for
+//!   those that were overdue before the messages came ([`Ticks`]);
 //! - every effect is dispatched, none is awaited: network and Store are elsewhere, and the disk,
 //!   but for what it does at once while nothing else waits (R12: a non-leader that waits for its
 //!   disk need not tick);
@@ -130,19 +131,22 @@ impl EventLoop {
         loop {
             let tick = self.ticks.timer(self.node.is_leader());
             let until = self.store_due.map_or(tick, |due| due.min(tick));
-            self.shared.inbox.turn(until, !self.backlog.is_empty()).await;
+            // NB: a tick may be due at once; what is in the sockets counts before it (H15).
+            let busy = !self.backlog.is_empty() || until <= Instant::now();
+            self.shared.inbox.turn(until, busy).await;
             self.shared.inbox.take(&mut self.taken);
             match self.taken.stop {
                 Some(Stop::Now) => return Ok(Stop::Now),
                 Some(Stop::Drain) => self.drain(),
                 None => {}
             }
-            let heard = !self.taken.messages.is_empty();
+            self.feed_completions();
+            self.overdue_ticks()?;
             self.feed();
             self.dispatch()?;
             // NB: before a write that takes long, or the tick would come before what the peers sent
             // meanwhile (H15).
-            let tick = self.ticks.is_due(Instant::now(), self.node.is_leader(), heard);
+            let tick = self.ticks.is_due(Instant::now(), self.node.is_leader());
             self.follow_up().await?;
             if tick {
                 self.node.handle(Event::Tick);
@@ -203,10 +207,27 @@ impl EventLoop {
         }
     }
 
-    fn feed(&mut self) {
+    fn feed_completions(&mut self) {
         for event in self.taken.completions.drain(..) {
             self.node.handle(event);
         }
+    }
+
+    /// Ticks that were left to the messages of this turn count before them, as if they had come when
+    /// they were due.
+    fn overdue_ticks(&mut self) -> Result<(), Error> {
+        if self.taken.messages.is_empty() {
+            return Ok(());
+        }
+        for _ in 0..self.ticks.overdue(Instant::now(), self.node.is_leader()) {
+            self.dispatch()?;
+            self.node.handle(Event::Tick);
+            self.dispatch()?;
+        }
+        Ok(())
+    }
+
+    fn feed(&mut self) {
         for (from, message) in self.taken.messages.drain(..) {
             self.node.handle(Event::Message { from, message });
         }

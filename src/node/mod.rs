@@ -269,10 +269,13 @@ impl Node {
     }
 
     /// Whether the disk has finished nothing for longer than a heartbeat interval although it had
-    /// something to write, or is so slow that another leader would do better (R12).
+    /// something to write, or takes as long for each batch and is so far behind that another leader
+    /// would do better (R12).
     fn stalled(&self) -> bool {
-        let (waiting, hanging) = self.pipeline.stalled_for(self.tick);
-        hanging > self.limits.heartbeat_tick || waiting > 4 * self.limits.election_tick
+        let Limits { heartbeat_tick: each, election_tick, .. } = self.limits;
+        let alone = || self.raw.raft.prs().is_singleton();
+        self.pipeline.stalled_for(self.tick) > each
+            || (self.pipeline.crawls(self.tick, 4 * election_tick, each) && !alone())
     }
 
     /// Bytes of the log that the Store has not applied (R19).

@@ -28,6 +28,8 @@ pub(super) struct Pending {
     pub(super) vote: bool,
     /// The tick it was issued at.
     pub(super) tick: u64,
+    /// The newest batch that was durable then; [`Pipeline::push`] fills it in.
+    pub(super) behind: u64,
     /// What leaves when it is durable.
     pub(super) messages: Vec<Message>,
     /// The snapshot that it installs.
@@ -88,12 +90,21 @@ impl Pipeline {
         self.pending.iter().filter_map(|p| p.first).min()
     }
 
-    /// Ticks that the oldest unsynced batch has been waiting for, and those of them in which none
-    /// became durable (R12): a disk that works through a backlog is slow, and does not hang.
-    pub(super) fn stalled_for(&self, now: u64) -> (u64, u64) {
+    /// Ticks for which the oldest unsynced batch has been waiting while none became durable (R12):
+    /// a disk that works through a backlog is slow, and does not hang.
+    pub(super) fn stalled_for(&self, now: u64) -> u64 {
         let oldest = self.pending.iter().find(|p| p.writes);
-        let since = |tick: u64| now.saturating_sub(tick);
-        oldest.map_or((0, 0), |p| (since(p.tick), since(p.tick.max(self.progress))))
+        oldest.map_or(0, |p| now.saturating_sub(p.tick.max(self.progress)))
+    }
+
+    /// Whether the oldest unsynced batch has been waiting for more than `limit` ticks, in which the
+    /// disk took more than `each` of them for a batch (R12).
+    pub(super) fn crawls(&self, now: u64, limit: u64, each: u64) -> bool {
+        self.pending.iter().find(|p| p.writes).is_some_and(|p| {
+            let age = now.saturating_sub(p.tick);
+            let done = self.durable.saturating_sub(p.behind);
+            age > limit && done.saturating_mul(each) < age
+        })
     }
 
     /// Queues a Ready. Gives back what may leave at once: everything when it writes nothing and
@@ -110,7 +121,7 @@ impl Pipeline {
         let behind_vote = pending.vote || self.holds_vote();
         let messages = std::mem::take(&mut pending.messages).into_iter();
         let (now, held) = messages.partition(|m| may_overtake(m, behind_vote));
-        pending.messages = held;
+        (pending.messages, pending.behind) = (held, self.durable);
         self.pending.push_back(pending);
         Released { messages: now, ..Released::default() }
     }
@@ -165,6 +176,7 @@ mod tests {
             first: None,
             vote,
             tick: 0,
+            behind: 0,
             messages: types.iter().copied().map(message).collect(),
             install: None,
             built: None,
@@ -202,20 +214,22 @@ mod tests {
     #[test]
     fn r12_the_oldest_write_counts_from_when_the_disk_did_something_last() {
         let mut p = Pipeline::default();
-        assert_eq!(p.stalled_for(9), (0, 0));
+        assert_eq!(p.stalled_for(9), 0);
         for _ in 0..2 {
             let write = pending(&mut p, true, false, &[]);
             p.push(write);
         }
-        assert_eq!(p.stalled_for(9), (9, 9));
+        assert_eq!(p.stalled_for(9), 9);
         p.persisted(1, 9);
-        assert_eq!(p.stalled_for(9), (9, 0));
-        assert_eq!(p.stalled_for(12), (12, 3), "the second is still waiting");
+        assert_eq!((p.stalled_for(9), p.stalled_for(12)), (0, 3), "the second is still waiting");
+        assert!(p.crawls(12, 11, 2), "one in twelve ticks");
+        assert!(!p.crawls(12, 12, 2) && !p.crawls(12, 11, 12));
         p.persisted(2, 12);
-        assert_eq!(p.stalled_for(20), (0, 0));
+        assert_eq!(p.stalled_for(20), 0);
         let mut write = pending(&mut p, true, false, &[]);
         write.tick = 20;
         p.push(write);
-        assert_eq!(p.stalled_for(23), (3, 3), "nothing was to be done before");
+        assert_eq!(p.stalled_for(23), 3, "nothing was to be done before");
+        assert!(p.crawls(23, 2, 1), "what was done before does not count");
     }
 }
