@@ -173,7 +173,7 @@ impl Default for Config {
 
 /// No timer is finer.
 const SHORTEST_TICK: Duration = Duration::from_millis(1);
-/// Longer ones are a mistake, and points in time beyond all bounds the end of a thread.
+/// Longer ones are a mistake; and points in time are computed from it, which have bounds.
 const LONGEST_TICK: Duration = Duration::from_secs(3600);
 /// The longest that anything waits for an answer.
 pub(crate) const LONGEST_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -371,6 +371,7 @@ mod tests {
         let soon = Duration::from_secs(9);
         let bad = [
             ("heartbeat", Config { heartbeat: Duration::ZERO, ..Config::default() }),
+            ("heartbeat", Config { heartbeat: Duration::from_micros(999), ..Config::default() }),
             ("heartbeat", Config { heartbeat: Duration::MAX, ..Config::default() }),
             ("request_timeout", Config { request_timeout: Duration::MAX, ..Config::default() }),
             ("bootstrap_expect", Config { bootstrap_expect: Some(0), ..Config::default() }),

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 /// The ticks of one node. Those of a leader are on time, its heartbeats depend on them. Any other
 /// node takes a tick that is overdue with the next message that wakes it, before that message, and
 /// its timer waits one and a half periods for one: so an idle follower wakes up once per heartbeat,
-/// and counts what it would have counted. Once its timer has given a tick, nobody
-/// speaks to it: the one that it let go by comes at once, and the next ones on time.
+/// and counts what it would have counted. Once its timer has given a tick, nobody speaks to it: the
+/// one that it let go by comes at once, and the next ones on time.
 #[derive(Debug)]
 pub(super) struct Ticks {
     period: Duration,
@@ -89,7 +89,6 @@ mod tests {
         assert!(is_due(MS * 60_050));
     }
 
-    /// A second, or more, of a node: its own timer, and messages half a millisecond after these times.
     #[derive(Debug, Default)]
     struct Life {
         /// Times of all ticks.
@@ -100,6 +99,8 @@ mod tests {
         woken: usize,
     }
 
+    /// What happens until `end` to a node that has its timer, and hears messages half a millisecond
+    /// after these times.
     fn live(ticks: &mut Ticks, start: Instant, messages: &[u32], end: u32) -> Life {
         let mut life = Life::default();
         let mut messages = messages.iter().map(|ms| start + MS * *ms + MS / 2).peekable();
