@@ -51,7 +51,7 @@ use slog::warn;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 
 use crate::error::{Error, Result};
 use crate::node::event::Event;
@@ -169,8 +169,16 @@ async fn main(shared: Arc<Shared>, boot: Boot, seed: u64, ports: Ports) -> Resul
 
 /// Waits for what ends the node: a failure, or an order.
 async fn watch(shared: &Arc<Shared>, addr: &str, log: &LogQueue) -> Result<()> {
-    let mut whereabouts = pin!(whereabouts::keep(shared, addr));
-    let mut held_up = pin!(tell_of_the_disk(shared, log));
+    let period = shared.config.election_timeout();
+    // Both at the same times: the user's runtime wakes up once for them.
+    let start = Instant::now() + period;
+    let pace = || {
+        let mut pace = interval_at(start, period);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        pace
+    };
+    let mut whereabouts = pin!(whereabouts::keep(shared, addr, pace()));
+    let mut held_up = pin!(tell_of_the_disk(shared, log, pace()));
     loop {
         tokio::select! {
             biased;
@@ -183,10 +191,10 @@ async fn watch(shared: &Arc<Shared>, addr: &str, log: &LogQueue) -> Result<()> {
 }
 
 /// Says that the disk hangs while the event loop, which waits for it, cannot. Never ends.
-async fn tell_of_the_disk(shared: &Shared, log: &LogQueue) {
+async fn tell_of_the_disk(shared: &Shared, log: &LogQueue, mut pace: Interval) {
     let mut told = false;
     loop {
-        tokio::time::sleep(shared.config.election_timeout() / 2).await;
+        pace.tick().await;
         let hangs = log.holds_up(shared.config.heartbeat);
         if hangs != told {
             told = hangs;

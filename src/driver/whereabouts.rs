@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use slog::{info, warn};
-use tokio::time::sleep;
+use tokio::time::Interval;
 
 use super::caller::Caller;
 use super::changes;
@@ -72,8 +72,9 @@ fn misses(status: &Status) -> bool {
     }
 }
 
-/// Keeps the members informed of this node's address, and this node of theirs. Never ends.
-pub(super) async fn keep(shared: &Arc<Shared>, addr: &str) {
+/// Keeps the members informed of this node's address, and this node of theirs, at this pace: once
+/// in an election timeout. Never ends.
+pub(super) async fn keep(shared: &Arc<Shared>, addr: &str, mut pace: Interval) {
     let mut search = Search::default();
     // Once: a person who then records another address means it.
     let mut announced = false;
@@ -92,7 +93,7 @@ pub(super) async fn keep(shared: &Arc<Shared>, addr: &str) {
                 announced = announce(shared, identity, addr, &answers, &mut told).await;
             }
         }
-        sleep(shared.config.election_timeout()).await;
+        pace.tick().await;
     }
 }
 
@@ -269,7 +270,11 @@ mod tests {
     use crate::config::Config;
     use crate::driver::inbox::Classes;
     use crate::types::{ConfState, Member};
-    use tokio::time::{Instant, timeout};
+    use tokio::time::{Instant, interval, timeout};
+
+    fn pace() -> Interval {
+        interval(Config::default().election_timeout())
+    }
 
     fn view() -> View {
         let membership = Membership {
@@ -347,7 +352,7 @@ mod tests {
     async fn an_address_that_a_person_records_is_not_taken_back() {
         let shared = leader();
         let keeps = shared.clone();
-        let keeps = tokio::spawn(async move { keep(&keeps, "n1:1").await });
+        let keeps = tokio::spawn(async move { keep(&keeps, "n1:1", pace()).await });
         assert_eq!(tells(&shared).await, None, "it is where the membership has it");
         is_recorded_at(&shared, "n1:9");
         assert_eq!(tells(&shared).await, None);
@@ -360,7 +365,7 @@ mod tests {
         // It holds more than it has applied.
         shared.status.send_modify(|s| s.commit = 7);
         let keeps = shared.clone();
-        let keeps = tokio::spawn(async move { keep(&keeps, "n1:1").await });
+        let keeps = tokio::spawn(async move { keep(&keeps, "n1:1", pace()).await });
         assert_eq!(tells(&shared).await, None);
         is_recorded_at(&shared, "n1:9");
         shared.status.send_modify(|s| s.applied = 7);

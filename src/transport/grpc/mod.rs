@@ -60,7 +60,7 @@ const MAX_OUTBOX: u64 = 256 << 20;
 const BATCH_SLACK: usize = 4 << 10;
 /// How much longer the end that accepted a connection waits before it asks for a sign of life:
 /// nothing but a place among the connections depends on it. Snapshots have a timer of their own.
-const ACCEPTED_KEEPALIVE: u32 = 4;
+const ACCEPTED_KEEPALIVE: u32 = 3;
 /// How long `close` waits for connections to end by themselves.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -95,7 +95,7 @@ pub struct GrpcOptions {
     /// How long the receiver of a snapshot may take after the last byte. Default 60 s.
     pub finish_timeout: Duration,
     /// A connection on which nothing was received for this long is asked for a sign of life by
-    /// the end that made it, and by the other after four times as long. Default 2 s.
+    /// the end that made it, and by the other after three times as long. Default 3 s.
     pub keepalive_interval: Duration,
     /// Without that sign for this long it is closed. Default 4 s.
     pub keepalive_timeout: Duration,
@@ -130,7 +130,7 @@ impl From<&Config> for GrpcOptions {
             idle_timeout: Duration::from_secs(60),
             stall_timeout: Duration::from_secs(10),
             finish_timeout: Duration::from_secs(60),
-            keepalive_interval: Duration::from_secs(2),
+            keepalive_interval: Duration::from_secs(3),
             keepalive_timeout: Duration::from_secs(4),
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_millis(500),
