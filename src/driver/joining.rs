@@ -200,7 +200,8 @@ pub(crate) async fn join(
                     Attempt::Hint(_) => break,
                     Attempt::Later(reason) => {
                         warn!(shared.logger, "cannot join yet"; "peer" => target.clone(),
-                            "reason" => reason);
+                            "reason" => &reason);
+                        shared.say_waiting(&format!("cannot join through {target} yet: {reason}"));
                         break;
                     }
                 }

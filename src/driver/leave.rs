@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use slog::info;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::hints::Hints;
 use super::shared::{Phase, Shared};
@@ -68,7 +68,7 @@ async fn remove_self(shared: &Arc<Shared>, deadline: Instant) -> Result<()> {
         }
         let view = shared.view();
         let (Some(identity), Some(membership)) = (view.identity, view.membership.as_ref()) else {
-            sleep(shared.config.heartbeat).await;
+            sleep_until(deadline.min(Instant::now() + shared.config.heartbeat)).await;
             continue;
         };
         if identity.cluster.is_some_and(|(_, me)| membership.conf_state.voters == [me]) {
@@ -90,7 +90,7 @@ async fn remove_self(shared: &Arc<Shared>, deadline: Instant) -> Result<()> {
             Err(e) if e.is_retryable() => last = e,
             Err(e) => return Err(lost.unwrap_or(e)),
         }
-        sleep(shared.config.heartbeat).await;
+        sleep_until(deadline.min(Instant::now() + shared.config.heartbeat)).await;
     }
     Err(lost.unwrap_or(last))
 }
@@ -368,7 +368,9 @@ mod tests {
         for (first, unknown) in [(Error::unknown("lost"), true), (Error::NoLeader, false)] {
             let shared = member_of_two();
             let leader = tokio::spawn(answer(shared.clone(), first));
-            let error = leave(&shared, Duration::from_secs(1)).await.unwrap_err();
+            let (begun, timeout) = (Instant::now(), Duration::from_millis(950));
+            let error = leave(&shared, timeout).await.unwrap_err();
+            assert!(begun.elapsed() < timeout + Duration::from_millis(10), "no longer than that");
             leader.abort();
             assert_eq!(error.outcome_unknown(), unknown, "{error}");
             assert_eq!(shared.is_leaving(), unknown, "its end is a failure unless it was asked");

@@ -9,8 +9,7 @@
 //! - a compaction runs after every batch queued before it (R10: the snapshot's record first), and
 //!   on the log thread;
 //! - after an error nothing is written any more, ever: the node stops (R5);
-//! - the queue holds no more than what is in flight: proposals are bounded by their permits,
-//!   appends of a leader by `max_inflight_msgs` times `max_size_per_msg`.
+//! - the queue is bounded: proposals by their permits, appends of a leader by `max_apply_lag` (R19).
 
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use slog::{info, warn};
-use tokio::time::Interval;
+use tokio::time::{Instant, Interval};
 
 use super::caller::Caller;
 use super::changes;
@@ -80,6 +80,7 @@ pub(super) async fn keep(shared: &Arc<Shared>, addr: &str, mut pace: Interval) {
     let mut announced = false;
     let mut told = String::new();
     loop {
+        let begun = Instant::now();
         let view = shared.view();
         let due = search.is_due(&shared.status.borrow());
         if !announced && moved(&view, addr).is_none() {
@@ -92,6 +93,10 @@ pub(super) async fn keep(shared: &Arc<Shared>, addr: &str, mut pace: Interval) {
             if let Some(identity) = moved {
                 announced = announce(shared, identity, addr, &answers, &mut told).await;
             }
+        }
+        // A round that took long is followed by a whole pause.
+        if begun.elapsed() > pace.period() / 4 {
+            pace.reset();
         }
         pace.tick().await;
     }
@@ -270,7 +275,7 @@ mod tests {
     use crate::config::Config;
     use crate::driver::inbox::Classes;
     use crate::types::{ConfState, Member};
-    use tokio::time::{Instant, interval, timeout};
+    use tokio::time::{interval, timeout};
 
     fn pace() -> Interval {
         interval(Config::default().election_timeout())

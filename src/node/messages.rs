@@ -78,7 +78,7 @@ impl Node {
         self.hear(from);
         let mut snapshot = None;
         match message.inner.get_msg_type() {
-            // R19: a Store that hangs must not fill memory and disk.
+            // R19: a Store or a disk that hangs must not fill memory.
             MessageType::MsgAppend if !message.inner.entries.is_empty() && self.is_behind() => {
                 return;
             }
@@ -131,11 +131,12 @@ impl Node {
         self.raw.raft.raft_log.term(index).ok()
     }
 
-    /// Whether the Store was given more than it may lag behind. Entries that are not committed
-    /// do not count: only further appends can tell what becomes of them.
+    /// Whether the Store, or the disk, was given more than it may lag behind. Of what is durable
+    /// the entries that are not committed do not count: only further appends can tell what becomes
+    /// of them.
     fn is_behind(&self) -> bool {
         let given = self.cache().bytes_between(self.store_applied, self.emitted);
-        given > self.limits.max_apply_lag
+        given.max(self.pipeline.bytes()) > self.limits.max_apply_lag
     }
 
     fn refuse(&mut self, from: RaftId, message: &Message, reject: gate::Reject) {

@@ -28,8 +28,10 @@ pub(super) struct Pending {
     pub(super) vote: bool,
     /// The tick it was issued at.
     pub(super) tick: u64,
-    /// The newest batch that was durable then; [`Pipeline::push`] fills it in.
+    /// What the disk had finished then; [`Pipeline::push`] fills it in.
     pub(super) behind: u64,
+    /// Bytes of the entries that it writes.
+    pub(super) bytes: u64,
     /// What leaves when it is durable.
     pub(super) messages: Vec<Message>,
     /// The snapshot that it installs.
@@ -54,8 +56,12 @@ pub(super) struct Pipeline {
     pending: VecDeque<Pending>,
     last_number: u64,
     durable: u64,
-    /// The tick at which a write became durable last.
+    /// How often the disk has finished something: one batch or several.
+    finished: u64,
+    /// The tick at which it did last.
     progress: u64,
+    /// Bytes of the entries that are not durable yet.
+    bytes: u64,
 }
 
 impl Pipeline {
@@ -97,12 +103,17 @@ impl Pipeline {
         oldest.map_or(0, |p| now.saturating_sub(p.tick.max(self.progress)))
     }
 
+    /// Bytes of the entries that wait for the disk.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Whether the oldest unsynced batch has been waiting for more than `limit` ticks, in which the
-    /// disk took more than `each` of them for a batch (R12).
+    /// disk took more than `each` of them to finish something (R12).
     pub(super) fn crawls(&self, now: u64, limit: u64, each: u64) -> bool {
         self.pending.iter().find(|p| p.writes).is_some_and(|p| {
             let age = now.saturating_sub(p.tick);
-            let done = self.durable.saturating_sub(p.behind);
+            let done = self.finished.saturating_sub(p.behind);
             age > limit && done.saturating_mul(each) < age
         })
     }
@@ -121,7 +132,8 @@ impl Pipeline {
         let behind_vote = pending.vote || self.holds_vote();
         let messages = std::mem::take(&mut pending.messages).into_iter();
         let (now, held) = messages.partition(|m| may_overtake(m, behind_vote));
-        (pending.messages, pending.behind) = (held, self.durable);
+        (pending.messages, pending.behind) = (held, self.finished);
+        self.bytes += pending.bytes;
         self.pending.push_back(pending);
         Released { messages: now, ..Released::default() }
     }
@@ -130,15 +142,20 @@ impl Pipeline {
     /// behind.
     pub(super) fn persisted(&mut self, number: u64, now: u64) -> Released {
         let mut out = Released::default();
+        let mut wrote = false;
         let done = |p: &Pending| p.number <= number || !p.writes;
         while self.pending.front().is_some_and(done) {
             let Some(p) = self.pending.pop_front() else { break };
             self.durable = self.durable.max(p.number);
-            self.progress = now;
+            self.bytes = self.bytes.saturating_sub(p.bytes);
+            wrote |= p.writes;
             out.ready = out.ready.max(p.ready);
             out.messages.extend(p.messages);
             out.install = p.install.or(out.install);
             out.built = p.built.or(out.built);
+        }
+        if wrote {
+            (self.finished, self.progress) = (self.finished + 1, now);
         }
         out
     }
@@ -177,6 +194,7 @@ mod tests {
             vote,
             tick: 0,
             behind: 0,
+            bytes: 0,
             messages: types.iter().copied().map(message).collect(),
             install: None,
             built: None,

@@ -13,6 +13,9 @@ use crate::types::{
 };
 use crate::zoo::{self, Bug};
 
+/// What an entry takes besides its data, in bytes.
+const ENTRY: u64 = 32;
+
 impl Node {
     /// Takes one Ready, in this order:
     /// 1. the storage gets snapshot and entries (R9: between calls of the engine only);
@@ -82,6 +85,7 @@ impl Node {
                 vote,
                 tick: self.tick,
                 behind: 0,
+                bytes: 0,
                 messages,
                 install,
                 built: None,
@@ -106,6 +110,7 @@ impl Node {
         pending.writes = !batch.is_empty();
         let entry = batch.entries.first().map(|e| e.index);
         pending.first = if batch.reset.is_some() { Some(0) } else { entry };
+        pending.bytes = batch.entries.iter().map(|e| e.data.len() as u64 + ENTRY).sum();
         let number = pending.number;
         let released = self.pipeline.push(pending);
         self.release(released);
@@ -135,6 +140,7 @@ impl Node {
                 vote,
                 tick,
                 behind: 0,
+                bytes: 0,
                 messages: Vec::new(),
                 install: None,
                 built,

@@ -87,6 +87,16 @@ pub(super) fn judge(s: &Status) -> Health {
             if s.leader_id == 0 { leaderless(s) } else { following(s) }
         }
     };
+    if !s.elsewhere.is_empty() {
+        let remedy = "correct the addresses if this data directory is the right one; to enter that \
+                      cluster, start with an empty one";
+        let what = s.elsewhere.clone();
+        health.problems.insert(0, Problem { node: s.id, what, remedy: remedy.to_owned() });
+        health.level = health.level.max(Level::Degraded);
+        if health.problems.len() == 1 {
+            health.summary = "this node was given an address of another cluster".to_owned();
+        }
+    }
     if s.disk_stalled {
         let what = "the disk has not finished a write for longer than a heartbeat".to_owned();
         let remedy = "look at the disk of this machine, a leader is replaced meanwhile".to_owned();

@@ -405,3 +405,19 @@ async fn an_address_that_is_none_is_refused_at_once() {
         assert!(said.contains("config: peers:") && said.contains("no host:port address"), "{said}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cannot_join_says_why_until_it_can() {
+    let mut room = Room::new();
+    let raft = room.node(2, logger());
+    let mailbox = raft.mailbox();
+    let joining = Running { mailbox, task: tokio::spawn(raft.join(2, addr(2), None, addr(1))) };
+    joining.says("cannot join through n1:1 yet").await;
+    let hurried = joining.mailbox.with_timeout(Duration::from_millis(1));
+    let error = hurried.propose("x").await.unwrap_err().to_string();
+    assert!(error.contains("cannot join through n1:1 yet"), "{error}");
+    let founder = room.start(1, &[]);
+    founder.voters(2).await;
+    joining.voters(2).await;
+    assert_eq!(joining.mailbox.watch().borrow().waiting, "");
+}

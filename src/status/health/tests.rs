@@ -230,6 +230,16 @@ fn a_disk_that_hangs_is_said_first() {
 }
 
 #[test]
+fn another_cluster_at_a_given_address_is_said() {
+    let elsewhere = "n9:1 belongs to cluster 7".to_owned();
+    let health = Status { elsewhere, ..leads((1..=3).map(member).collect()) }.health();
+    assert_eq!((health.level, health.spare), (Level::Degraded, Some(1)));
+    let words = health.to_string();
+    let said = "this node was given an address of another cluster; n9:1 belongs to cluster 7";
+    assert!(words.contains(said) && words.contains("with an empty one"), "{words}");
+}
+
+#[test]
 fn before_and_after_its_membership_it_says_so() {
     let waiting = "waiting for n3:1 (no answer)".to_owned();
     let founds = Status { waiting, ..Status::default() };

@@ -81,8 +81,8 @@ fn endpoint(target: SocketAddr, o: &GrpcOptions) -> Result<Endpoint, String> {
         .initial_connection_window_size(super::CONNECTION_WINDOW)
         .max_frame_size(super::MAX_FRAME)
         .http2_max_header_list_size(super::MAX_HEADERS)
-        .http2_keep_alive_interval(o.keepalive_interval)
-        .keep_alive_timeout(o.keepalive_timeout)
+        .http2_keep_alive_interval(o.keepalive_interval.min(LONGEST_TIMEOUT))
+        .keep_alive_timeout(o.keepalive_timeout.min(LONGEST_TIMEOUT))
         .keep_alive_while_idle(true))
 }
 

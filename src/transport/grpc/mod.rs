@@ -42,7 +42,7 @@ use closing::{Closer, Closing, closing};
 use dial::Channels;
 pub use server::RaftService;
 
-use crate::config::Config;
+use crate::config::{Config, LONGEST_TIMEOUT};
 use crate::error::Error;
 use crate::pb;
 use crate::pb::raft_server::RaftServer;
@@ -240,6 +240,7 @@ impl GrpcTransport {
 
     fn serve(&self, listener: std::net::TcpListener) -> std::io::Result<()> {
         let o = &self.options;
+        let keepalive = o.keepalive_interval.saturating_mul(ACCEPTED_KEEPALIVE);
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let connections = accept::connections(listener, o.clone(), self.closing.clone());
         let server = Server::builder()
@@ -248,8 +249,8 @@ impl GrpcTransport {
             .max_frame_size(MAX_FRAME)
             .max_concurrent_streams(o.max_streams)
             .http2_max_header_list_size(MAX_HEADERS)
-            .http2_keepalive_interval(Some(o.keepalive_interval.saturating_mul(ACCEPTED_KEEPALIVE)))
-            .http2_keepalive_timeout(Some(o.keepalive_timeout))
+            .http2_keepalive_interval(Some(keepalive.min(LONGEST_TIMEOUT)))
+            .http2_keepalive_timeout(Some(o.keepalive_timeout.min(LONGEST_TIMEOUT)))
             .serve_with_incoming_shutdown(
                 self.service(),
                 connections,

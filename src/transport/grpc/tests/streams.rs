@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
@@ -357,6 +358,19 @@ async fn freezer(to: String) -> (String, tokio::sync::watch::Sender<bool>) {
         }
     });
     (addr, freeze)
+}
+
+/// A sign of life that is asked for never: a deadline that no clock holds.
+#[tokio::test]
+async fn a_keepalive_without_end_stops_nobody() {
+    let (keepalive_interval, keepalive_timeout) = (Duration::MAX, Duration::MAX);
+    let options = GrpcOptions { keepalive_interval, keepalive_timeout, ..GrpcOptions::default() };
+    let one = node_with(1, options.clone(), |_| {});
+    let mut two = node_with(2, options, |_| {});
+    one.transport.set_peers(peers(1, &[(2, &two.addr)]));
+    one.transport.send(vec![append(1, 2, 1, 1)]);
+    let first = timeout(Duration::from_secs(30), arrived(&mut two.events, 1)).await;
+    assert_eq!(first.expect("in time"), [1]);
 }
 
 #[tokio::test]
