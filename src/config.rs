@@ -81,7 +81,8 @@ pub struct Config {
     #[serde(with = "size")]
     pub max_committed_size_per_ready: u64,
     /// Bytes of log above the Store's last applied entry at which the node takes nothing more: a
-    /// leader answers `Overloaded`, a follower ignores appends. Default 256 MiB.
+    /// leader answers `Overloaded`, a follower ignores appends, as it does while so many bytes wait
+    /// for its disk. Default 256 MiB.
     #[serde(with = "size")]
     pub max_apply_lag: u64,
     /// Entries of the log after which a snapshot is taken. Default 100,000.
@@ -90,7 +91,8 @@ pub struct Config {
     /// has grown by its own size. Default 64 MiB.
     #[serde(with = "size")]
     pub snapshot_bytes: u64,
-    /// Entries kept below a snapshot, for followers that lag a little. Default 10,000.
+    /// Entries kept below a snapshot, for followers that lag a little. Older snapshots go with the
+    /// entries below them: where this is more than `snapshot_entries`, several stay. Default 10,000.
     pub snapshot_trailing_entries: u64,
     /// Bytes of those at most. Default 16 MiB.
     #[serde(with = "size")]

@@ -252,7 +252,7 @@ impl Mailbox {
     /// seals the log. Returns when everything of it is gone: threads, listener, lock.
     ///
     /// # Errors
-    /// None so far; what stopped a node otherwise is returned by `lead` or `join`.
+    /// None so far; what stopped a node otherwise is returned by `start`, `lead` or `join`.
     pub async fn shutdown(&self) -> Result<()> {
         let idle = self.shared.phase() == Phase::Idle;
         self.shared.enter(Phase::Stopping);

@@ -47,7 +47,7 @@ struct Told {
 /// How far a node has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
-    /// `lead` or `join` has not been called.
+    /// None of `start`, `lead` and `join` has been called.
     Idle,
     /// It runs, or is about to.
     Running,

@@ -95,7 +95,7 @@ impl Mailbox {
     }
 
     /// Removes a member, by node id; the node's own id means [`Mailbox::leave`]. A leader hands
-    /// over first. A removed node that runs is told so, and its `lead` or `join` returns
+    /// over first. A removed node that runs is told so, and its `start`, `lead` or `join` returns
     /// [`Error::Removed`]; it may be switched off as soon as this returns. To remove what is no
     /// member succeeds.
     ///
@@ -150,8 +150,8 @@ impl Mailbox {
         self.make(Change::Describe { node_id, addr, metadata }).await
     }
 
-    /// Removes this node from the cluster and ends it: `lead` or `join` returns `Ok` then. Hands
-    /// leadership over first, and lingers until the others know.
+    /// Removes this node from the cluster and ends it: `start`, `lead` or `join` returns `Ok` then.
+    /// Hands leadership over first, and lingers until the others know.
     ///
     /// # Errors
     /// `Membership` when it is the last voter; else why the leader did not do it. The node goes
