@@ -194,6 +194,7 @@ pub(crate) async fn join(
                     Attempt::Joined(joined) => {
                         info!(shared.logger, "joined the cluster"; "through" => target,
                             "cluster" => %joined.cluster_id, "raft_id" => joined.raft_id);
+                        shared.say_waiting("");
                         return Ok(joined);
                     }
                     Attempt::Hint(next) if next != target => target = next,

@@ -81,7 +81,7 @@ async fn remove_self(shared: &Arc<Shared>, deadline: Instant) -> Result<()> {
             Ok(false) => continue,
             Err(_) if shared.was_removed() => return Ok(()),
             Err(e) if e.outcome_unknown() => {
-                if is_removed_elsewhere(shared).await {
+                if timeout_at(deadline, is_removed_elsewhere(shared)).await == Ok(true) {
                     return Ok(());
                 }
                 lost = Some(e);

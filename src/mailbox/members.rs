@@ -151,7 +151,8 @@ impl Mailbox {
     }
 
     /// Removes this node from the cluster and ends it: `start`, `lead` or `join` returns `Ok` then.
-    /// Hands leadership over first, and lingers until the others know.
+    /// Hands leadership over first, and lingers until the others know: once it is removed, for up
+    /// to four election timeouts beyond the deadline.
     ///
     /// # Errors
     /// `Membership` when it is the last voter; else why the leader did not do it. The node goes

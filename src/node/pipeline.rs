@@ -13,6 +13,10 @@ use std::collections::VecDeque;
 use crate::types::{Index, Message, SnapshotMeta, eraftpb::MessageType};
 use crate::zoo::{self, Bug};
 
+/// Bytes that any disk writes and syncs in a heartbeat interval: a disk that does more of them at a
+/// time may take longer.
+const AT_ONCE: u64 = 256 << 10;
+
 /// One Ready, or one batch of our own, on its way to the disk.
 #[derive(Debug)]
 pub(super) struct Pending {
@@ -56,7 +60,8 @@ pub(super) struct Pipeline {
     pending: VecDeque<Pending>,
     last_number: u64,
     durable: u64,
-    /// How often the disk has finished something: one batch or several.
+    /// How often the disk has finished something, one batch or several; much at once counts as
+    /// several times.
     finished: u64,
     /// The tick at which it did last.
     progress: u64,
@@ -109,12 +114,14 @@ impl Pipeline {
     }
 
     /// Whether the oldest unsynced batch has been waiting for more than `limit` ticks, in which the
-    /// disk took more than `each` of them to finish something (R12).
+    /// disk took more than `each` of them to finish something (R12): it is slow even for the little
+    /// that it does at a time, and not only loaded.
     pub(super) fn crawls(&self, now: u64, limit: u64, each: u64) -> bool {
         self.pending.iter().find(|p| p.writes).is_some_and(|p| {
             let age = now.saturating_sub(p.tick);
             let done = self.finished.saturating_sub(p.behind);
-            age > limit && done.saturating_mul(each) < age
+            // What it is at counts as done.
+            age > limit && (done + 1).saturating_mul(each) < age
         })
     }
 
@@ -142,21 +149,22 @@ impl Pipeline {
     /// behind.
     pub(super) fn persisted(&mut self, number: u64, now: u64) -> Released {
         let mut out = Released::default();
-        let mut wrote = false;
+        let (mut wrote, mut bytes) = (false, 0);
         let done = |p: &Pending| p.number <= number || !p.writes;
         while self.pending.front().is_some_and(done) {
             let Some(p) = self.pending.pop_front() else { break };
             self.durable = self.durable.max(p.number);
-            self.bytes = self.bytes.saturating_sub(p.bytes);
             wrote |= p.writes;
+            bytes += p.bytes;
             out.ready = out.ready.max(p.ready);
             out.messages.extend(p.messages);
             out.install = p.install.or(out.install);
             out.built = p.built.or(out.built);
         }
         if wrote {
-            (self.finished, self.progress) = (self.finished + 1, now);
+            (self.finished, self.progress) = (self.finished + 1 + bytes / AT_ONCE, now);
         }
+        self.bytes = self.bytes.saturating_sub(bytes);
         out
     }
 }
@@ -249,5 +257,19 @@ mod tests {
         p.push(write);
         assert_eq!(p.stalled_for(23), 3, "nothing was to be done before");
         assert!(p.crawls(23, 2, 1), "what was done before does not count");
+    }
+
+    #[test]
+    fn r12_a_disk_that_does_much_at_a_time_does_not_crawl() {
+        let mut p = Pipeline::default();
+        for bytes in [2 * AT_ONCE, 0] {
+            let write = Pending { bytes, ..pending(&mut p, true, false, &[]) };
+            p.push(write);
+        }
+        assert_eq!(p.bytes(), 2 * AT_ONCE);
+        p.persisted(1, 8);
+        assert_eq!(p.bytes(), 0);
+        assert!(!p.crawls(8, 7, 2), "three times, and at one more");
+        assert!(p.crawls(9, 7, 2));
     }
 }

@@ -88,12 +88,12 @@ pub(super) fn judge(s: &Status) -> Health {
         }
     };
     if !s.elsewhere.is_empty() {
-        let remedy = "correct the addresses if this data directory is the right one; to enter that \
-                      cluster, start with an empty one";
-        let what = s.elsewhere.clone();
-        health.problems.insert(0, Problem { node: s.id, what, remedy: remedy.to_owned() });
-        health.level = health.level.max(Level::Degraded);
-        if health.problems.len() == 1 {
+        let remedy = "start it on the right directory, or with the right addresses; to enter the \
+            other cluster, with an empty directory";
+        let (what, remedy) = (s.elsewhere.clone(), remedy.to_owned());
+        health.problems.insert(0, Problem { node: s.id, what, remedy });
+        if health.level == Level::Healthy {
+            health.level = Level::Degraded;
             health.summary = "this node was given an address of another cluster".to_owned();
         }
     }
@@ -340,12 +340,6 @@ fn leaderless(s: &Status) -> Health {
         let remedy = "lower it, or found again with more, all with empty data directories";
         health.problems.push(Problem { node: 0, what, remedy: remedy.to_owned() });
         return health;
-    }
-    if !s.elsewhere.is_empty() {
-        let remedy = "start it on the right directory, or with the right addresses; to enter the \
-            other cluster, with an empty directory";
-        let (what, remedy) = (s.elsewhere.clone(), remedy.to_owned());
-        health.problems.push(Problem { node: 0, what, remedy });
     }
     let lacking = -spare(s, |m| m.reachable != Some(false));
     health.problems.push(if lacking > 0 {

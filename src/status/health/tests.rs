@@ -210,6 +210,7 @@ fn without_a_leader_it_says_who_is_missing() {
     assert_eq!(level, Level::Unavailable);
     assert!(words.contains("an election is under way"), "{words}");
     let lost = Status { elsewhere: "elsewhere".to_owned(), ..knows_none(vec![member(1)]) };
+    assert_eq!(judged(&lost).2.matches("elsewhere").count(), 1, "once");
     let (.., words) = judged(&lost);
     assert!(words.contains("; elsewhere (start it on the right directory"), "{words}");
     let held = Status { awaits_members: 3, ..knows_none(vec![member(1)]) };
@@ -235,8 +236,12 @@ fn another_cluster_at_a_given_address_is_said() {
     let health = Status { elsewhere, ..leads((1..=3).map(member).collect()) }.health();
     assert_eq!((health.level, health.spare), (Level::Degraded, Some(1)));
     let words = health.to_string();
-    let said = "this node was given an address of another cluster; n9:1 belongs to cluster 7";
-    assert!(words.contains(said) && words.contains("with an empty one"), "{words}");
+    let said = "degraded: this node was given an address of another cluster; n9:1 belongs to \
+        cluster 7 (start it on the right directory";
+    assert!(words.starts_with(said), "{words}");
+    let elsewhere = "n9:1 belongs to cluster 7".to_owned();
+    let stopped = Status { elsewhere, role: Role::Stopped, ..Status::default() }.health();
+    assert_eq!((stopped.level, &*stopped.summary), (Level::Unavailable, "stopped"));
 }
 
 #[test]
