@@ -68,7 +68,7 @@ async fn remove_self(shared: &Arc<Shared>, deadline: Instant) -> Result<()> {
         }
         let view = shared.view();
         let (Some(identity), Some(membership)) = (view.identity, view.membership.as_ref()) else {
-            sleep_until(deadline.min(Instant::now() + shared.config.heartbeat)).await;
+            pause(shared, deadline).await;
             continue;
         };
         if identity.cluster.is_some_and(|(_, me)| membership.conf_state.voters == [me]) {
@@ -90,9 +90,14 @@ async fn remove_self(shared: &Arc<Shared>, deadline: Instant) -> Result<()> {
             Err(e) if e.is_retryable() => last = e,
             Err(e) => return Err(lost.unwrap_or(e)),
         }
-        sleep_until(deadline.min(Instant::now() + shared.config.heartbeat)).await;
+        pause(shared, deadline).await;
     }
     Err(lost.unwrap_or(last))
+}
+
+/// Before it looks again, or the deadline passes.
+async fn pause(shared: &Shared, deadline: Instant) {
+    sleep_until(deadline.min(Instant::now() + shared.config.heartbeat)).await;
 }
 
 /// One attempt; true once this node is no member any more.

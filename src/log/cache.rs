@@ -168,8 +168,11 @@ impl LogCache {
     }
 }
 
+/// What an entry takes in memory besides its data, in bytes.
+pub(crate) const ENTRY_OVERHEAD: u64 = 32;
+
 fn size_of(e: &eraftpb::Entry) -> u64 {
-    (e.data.len() + e.context.len() + 32) as u64
+    (e.data.len() + e.context.len()) as u64 + ENTRY_OVERHEAD
 }
 
 impl Storage for LogCache {

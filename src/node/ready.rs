@@ -7,14 +7,12 @@ use super::effect::{Committed, Effect};
 use super::envelope::{self, Envelope};
 use super::pipeline::{Pending, Released};
 use crate::error::{Error, StorageError};
+use crate::log::cache::ENTRY_OVERHEAD;
 use crate::log::{LogBatch, SnapshotRecord};
 use crate::types::{
     Entry, EntryKind, HardState, Index, Membership, Message, NodeId, Position, RaftId, SnapshotMeta,
 };
 use crate::zoo::{self, Bug};
-
-/// What an entry takes besides its data, in bytes.
-const ENTRY: u64 = 32;
 
 impl Node {
     /// Takes one Ready, in this order:
@@ -110,7 +108,7 @@ impl Node {
         pending.writes = !batch.is_empty();
         let entry = batch.entries.first().map(|e| e.index);
         pending.first = if batch.reset.is_some() { Some(0) } else { entry };
-        pending.bytes = batch.entries.iter().map(|e| e.data.len() as u64 + ENTRY).sum();
+        pending.bytes = batch.entries.iter().map(|e| e.data.len() as u64 + ENTRY_OVERHEAD).sum();
         let number = pending.number;
         let released = self.pipeline.push(pending);
         self.release(released);

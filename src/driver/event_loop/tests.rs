@@ -54,7 +54,7 @@ impl Transport for Votes {
     }
 
     async fn send_snapshot(&self, _: Message, _: SnapshotStream) -> Result<(), TransportError> {
-        unimplemented!("nobody needs one")
+        Err(nobody())
     }
 
     async fn call(
@@ -63,10 +63,15 @@ impl Transport for Votes {
         _request: pb::Request,
         _timeout: Duration,
     ) -> Result<pb::Response, TransportError> {
-        unimplemented!("nobody calls")
+        Err(nobody())
     }
 
     async fn close(&self) {}
+}
+
+/// Its peers are not there.
+fn nobody() -> TransportError {
+    TransportError::Unreachable { addr: "n:1".to_owned(), reason: "nobody is there".to_owned() }
 }
 
 fn asks_for_a_vote(message: &Message) -> bool {
